@@ -1,0 +1,28 @@
+"""What every test may use: the real data where it is, and a profile for hypothesis that suits shared machines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Timing never decides a test: a shared machine may be slow at any moment.
+settings.register_profile("throughtime", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("throughtime")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout (or $THROUGHTIME_DATA); tests that need it skip without it."""
+    folder = Path(os.environ.get("THROUGHTIME_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set THROUGHTIME_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test session prepares texts in a cache of its own, never in the user's."""
+    monkeypatch.setenv("THROUGHTIME_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))

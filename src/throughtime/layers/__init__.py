@@ -1,0 +1,1 @@
+"""Noise, readouts and losses: what stands around recurrent layers."""

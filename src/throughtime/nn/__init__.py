@@ -1,0 +1,19 @@
+"""Layers that are drop-in for `torch.nn`'s, and do more."""
+
+from throughtime.cells import GRUCell, LSTMCell, RNNCell
+from throughtime.nn.layers import GRU, LSTM, RNN
+from throughtime.nn.recurrent import RecurrentLayer
+from throughtime.nn.replace import replace_torch_layers
+from throughtime.nn.states import StepStates
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "RecurrentLayer",
+    "StepStates",
+    "replace_torch_layers",
+]

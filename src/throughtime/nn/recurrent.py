@@ -1,0 +1,352 @@
+"""The recurrent layer that RNN, LSTM and GRU are: stacked, in one or two directions, regularised if asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence
+
+from throughtime import kernels
+from throughtime.cells import initialise
+from throughtime.errors import ShapeError, UsageError
+from throughtime.kernels import Recurrence, StepEquations, Unfolded
+from throughtime.layers.noise import checked_probability, locked_mask, zoneout_masks
+from throughtime.nn.packed import pack_like, unpack
+from throughtime.nn.states import StepStates, join_state, split_state
+from throughtime.recurrence import checked_lengths, checked_resets
+
+
+class RecurrentLayer(nn.Module):
+    """What `tt.nn.RNN`, `LSTM` and `GRU` share. The first parameters are `torch.nn`'s, with its names and defaults.
+
+    Beyond them, by keyword:
+
+    Args:
+        recurrent_dropout: probability that a unit of h(t-1) is dropped where it enters the recurrent product; one
+            mask for a whole sequence (Gal & Ghahramani 2016).
+        variational_dropout: the same for the inputs of each layer; one mask for a whole sequence.
+        zoneout: probability that a unit keeps its old value for a step; one number for every field of the state, or
+            one for each, (h, c) for an LSTM (Krueger et al. 2017).
+        layer_norm: layer normalisation inside the cell (Ba, Kiros & Hinton 2016).
+        weight_dropout: probability that an entry of weight_hh is dropped, for a whole call (Merity et al. 2018).
+        residual: from the second layer on, a layer's inputs are added to its outputs.
+        engine: "auto", or the name of one engine; `tt.kernels.explain(layer, inputs)` tells which runs.
+
+    `hidden_size` may be a sequence, one size for each layer; states are then tuples of one tensor a layer.
+    """
+
+    mode: ClassVar[str]
+    cell_type: ClassVar[Any]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        variational_dropout: float = 0.0,
+        zoneout: float | Sequence[float] = 0.0,
+        layer_norm: bool = False,
+        weight_dropout: float = 0.0,
+        residual: bool = False,
+        engine: str = "auto",
+        **cell_options: Any,
+    ) -> None:
+        super().__init__()
+        who = type(self).__name__
+        self.input_size = input_size
+        self.hidden_sizes = _sizes(hidden_size, num_layers, who)
+        self.hidden_size = self.hidden_sizes[0] if len(set(self.hidden_sizes)) == 1 else self.hidden_sizes
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = checked_probability(dropout, who=who, name="dropout") if dropout != 1 else 1.0
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self.recurrent_dropout = checked_probability(recurrent_dropout, who=who, name="recurrent_dropout")
+        self.variational_dropout = checked_probability(variational_dropout, who=who, name="variational_dropout")
+        self.weight_dropout = checked_probability(weight_dropout, who=who, name="weight_dropout")
+        self.zoneout = self._zoneout_probabilities(zoneout)
+        self.layer_norm = layer_norm
+        self.residual = residual
+        self.engine = kernels.check_engine_name(engine, who=who)
+        self.cell_options = cell_options
+        self._create_parameters(device, dtype)
+        if residual and len({self._output_size(layer) for layer in range(num_layers)}) > 1:
+            raise ShapeError(f"{who}: residual needs layers of one size, got {self.hidden_sizes}")
+        self.reset_parameters()
+
+    # -- parameters ------------------------------------------------------------------------------------------------
+
+    def _create_parameters(self, device: Any, dtype: Any) -> None:
+        options = {"bias": self.bias, "layer_norm": self.layer_norm, **self.cell_options}
+        if self.cell_type.family == "lstm":
+            options["proj_size"] = self.proj_size
+        for layer, suffix in self._suffixes():
+            shapes = self.cell_type.parameter_shapes(self._input_size(layer), self.hidden_sizes[layer], **options)
+            for name, shape in shapes.items():
+                self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew; the same seed gives the values that `torch.nn` draws."""
+        by_torch_name = [(name, parameter) for name, parameter in self.named_parameters()]
+        if len(set(self.hidden_sizes)) == 1:
+            initialise(by_torch_name, self.hidden_sizes[0])
+            return
+        for layer, size in enumerate(self.hidden_sizes):
+            own = [(n, p) for n, p in by_torch_name if n.removesuffix("_reverse").endswith(f"_l{layer}")]
+            initialise(own, size)
+
+    def _suffixes(self) -> list[tuple[int, str]]:
+        directions = ("", "_reverse") if self.bidirectional else ("",)
+        return [(layer, f"_l{layer}{direction}") for layer in range(self.num_layers) for direction in directions]
+
+    def _input_size(self, layer: int) -> int:
+        return self.input_size if layer == 0 else self._output_size(layer - 1) * self.directions
+
+    def _output_size(self, layer: int) -> int:
+        return self.proj_size or self.hidden_sizes[layer]
+
+    def _zoneout_probabilities(self, zoneout: float | Sequence[float]) -> tuple[float, ...]:
+        who, fields = type(self).__name__, self.cell_type.State._fields
+        values = tuple(zoneout) if isinstance(zoneout, Sequence) else (zoneout,) * len(fields)
+        if len(values) != len(fields):
+            raise UsageError(f"{who}: zoneout must be one probability, or one for each of {fields}, got {zoneout!r}")
+        return tuple(checked_probability(value, who=who, name="zoneout") for value in values)
+
+    @property
+    def directions(self) -> int:
+        """2 when bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, in PyTorch's order."""
+        names = [name for name, _ in self.named_parameters()]
+        return [[getattr(self, n) for n in names if n.endswith(suffix)] for _, suffix in self._suffixes()]
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: weights need no particular place in memory here. Kept for programs that call it."""
+
+    def _weights(self, suffix: str) -> Any:
+        weights = self.cell_type.Weights(
+            *(getattr(self, name + suffix, None) for name in self.cell_type.Weights._fields)
+        )
+        if self.weight_dropout and self.training:
+            weights = weights._replace(weight_hh=functional.dropout(weights.weight_hh, self.weight_dropout))
+        return weights
+
+    def _equations(self, weights: Any) -> StepEquations:
+        raise NotImplementedError
+
+    # -- computation -----------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        inputs: Tensor | PackedSequence,
+        state: Any = None,
+        *,
+        lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
+        resets: Bool[Tensor, "T B"] | None = None,
+        return_states: str | None = None,
+    ) -> Any:
+        """Run the layers over a batch of sequences.
+
+        Args:
+            inputs: (T, B, I), (B, T, I) with `batch_first`, (T, I) for one sequence, or a `PackedSequence`.
+            state: h_0, or (h_0, c_0), each (L · D, B, H) as in `torch.nn`; zeros when missing.
+            lengths: the number of steps of each sequence, in any order, zero allowed.
+            resets: true at [t, b], or [b, t] with `batch_first`, where row b begins a new sequence: its state is
+                cleared before step t.
+            return_states: "all" returns every state and gate too.
+
+        Returns:
+            outputs (T, B, D · H) and the final state as `torch.nn` gives them; with `return_states="all"` also
+            `states[layer][direction]`, a `StepStates` each.
+
+        Raises:
+            ShapeError: inputs, state or lengths that do not fit.
+            EngineError: the engine asked for by name cannot run this.
+        """
+        if return_states not in (None, "all"):
+            raise UsageError(f"{type(self).__name__}: return_states must be 'all' or None, got {return_states!r}")
+        if isinstance(inputs, PackedSequence):
+            return self._forward_packed(inputs, state, lengths, resets, return_states)
+        batched = inputs.dim() == 3
+        x, lengths, resets = self._time_major(inputs, lengths, resets)
+        initial = self._initial_states(x, state, batched)
+        found: list[list[Unfolded]] = []
+        for layer in range(self.num_layers):
+            calls = self._layer_calls(layer, x, initial[layer], lengths, resets, record=return_states == "all")
+            found.append([kernels.run(call, self.engine) for call in calls])
+            outputs = torch.cat([u.outputs for u in found[-1]], -1) if self.bidirectional else found[-1][0].outputs
+            x = self._between(layer, x, outputs)
+        final = join_state(
+            [[u.final_state for u in layer] for layer in found],
+            equal_sizes=len(set(self.hidden_sizes)) == 1,
+            batched=batched,
+        )
+        outputs = self._as_given(x, batched)
+        if return_states is None:
+            return outputs, final
+        return outputs, final, tuple(tuple(self._step_states(u, batched) for u in layer) for layer in found)
+
+    def recurrences(self, inputs: Any, state: Any = None, **options: Any) -> Iterator[tuple[str, Recurrence]]:
+        """Each layer's and direction's `Recurrence`, uncomputed, for `tt.kernels.explain`."""
+        record = options.pop("return_states", None) == "all"
+        if isinstance(inputs, PackedSequence):
+            inputs, options["lengths"] = unpack(inputs, self.batch_first)
+        x, lengths, resets = self._time_major(inputs, options.pop("lengths", None), options.pop("resets", None))
+        initial = self._initial_states(x, state, inputs.dim() == 3)
+        for layer in range(self.num_layers):
+            for direction, call in enumerate(self._layer_calls(layer, x, initial[layer], lengths, resets, record)):
+                yield f"{type(self).__name__} layer {layer}{' reverse' if direction else ''}", call
+            x = x.new_empty(*x.shape[:2], self._output_size(layer) * self.directions)
+
+    def _layer_calls(
+        self, layer: int, x: Tensor, states: list[Any], lengths: Any, resets: Any, record: bool
+    ) -> list[Recurrence]:
+        """One recurrence for each direction of a layer, random masks drawn."""
+        if self.variational_dropout and self.training:
+            x = x * locked_mask(x, (1, *x.shape[1:]), self.variational_dropout)  # (T, B, I)
+        calls = []
+        for direction, state in enumerate(states):
+            mask = zoneout = None
+            if self.recurrent_dropout and self.training:
+                mask = locked_mask(x, tuple(state[0].shape), self.recurrent_dropout)  # (B, H)
+            if any(self.zoneout):
+                zoneout = zoneout_masks(x, [field.shape[-1] for field in state], self.zoneout, self.training)
+            suffix = f"_l{layer}" + ("_reverse" if direction else "")
+            calls.append(
+                Recurrence(
+                    self._equations(self._weights(suffix)),
+                    x,
+                    state,
+                    lengths,
+                    resets,
+                    reverse=bool(direction),
+                    recurrent_mask=mask,
+                    zoneout=zoneout,
+                    record=record,
+                )
+            )
+        return calls
+
+    def _between(self, layer: int, inputs: Tensor, outputs: Tensor) -> Tensor:
+        """What follows a layer: the residual connection, and dropout before the next layer."""
+        if self.residual and layer > 0:
+            outputs = outputs + inputs
+        if self.dropout and self.training and layer < self.num_layers - 1:
+            outputs = functional.dropout(outputs, self.dropout)
+        return outputs
+
+    # -- shapes ----------------------------------------------------------------------------------------------------
+
+    def _forward_packed(
+        self, packed: PackedSequence, state: Any, lengths: Any, resets: Any, return_states: str | None
+    ) -> Any:
+        if lengths is not None or resets is not None:
+            raise UsageError(f"{type(self).__name__}: a PackedSequence has its own lengths; give no lengths or resets")
+        inputs, own_lengths = unpack(packed, self.batch_first)
+        outputs, *rest = self.forward(inputs, state, lengths=own_lengths, return_states=return_states)
+        return (pack_like(outputs, own_lengths, packed, self.batch_first), *rest)
+
+    def _time_major(self, inputs: Tensor, lengths: Any, resets: Any) -> tuple[Tensor, Any, Any]:
+        """Inputs as (T, B, I), with lengths and resets checked against them.
+
+        Raises:
+            ShapeError: inputs of another rank or size.
+        """
+        who = type(self).__name__
+        layout = "(B, T, {})" if self.batch_first else "(T, B, {})"
+        if not isinstance(inputs, Tensor) or inputs.dim() not in (2, 3) or inputs.shape[-1] != self.input_size:
+            got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+            raise ShapeError(
+                f"{who}: inputs must be {layout.format(self.input_size)}, or (T, {self.input_size}) for one sequence, "
+                f"got {got}; the last axis is input_size, and batch_first tells the order of the others"
+            )
+        weight = next(self.parameters())
+        if inputs.dtype != weight.dtype and not torch.is_autocast_enabled(inputs.device.type):
+            raise ShapeError(
+                f"{who}: inputs must be {weight.dtype} as the weights are, got {inputs.dtype}; "
+                f"use inputs.to({weight.dtype}) or layer.to({inputs.dtype})"
+            )
+        x = inputs[:, None] if inputs.dim() == 2 else inputs.transpose(0, 1) if self.batch_first else inputs
+        if resets is not None and self.batch_first and inputs.dim() == 3:
+            resets = resets.transpose(0, 1)
+        if resets is not None and resets.dim() == 1:
+            resets = resets[:, None]
+        return x, checked_lengths(lengths, x, who=who), checked_resets(resets, x, who=who)
+
+    def _initial_states(self, x: Tensor, state: Any, batched: bool) -> list[list[Any]]:
+        kind = self.cell_type.State
+        sizes = [self._state_sizes(layer) for layer in range(self.num_layers)]
+        if state is None:
+            # Under autocast the inputs may be of lower precision than the state should be kept in.
+            dtype = next(self.parameters()).dtype
+            zeros = [[x.new_zeros(x.shape[1], size, dtype=dtype) for size in layer] for layer in sizes]
+            return [[kind(*fields)] * self.directions for fields in zeros]
+        return split_state(
+            state,
+            kind=kind,
+            sizes=sizes,
+            directions=self.directions,
+            batched=batched,
+            batch=x.shape[1],
+            who=type(self).__name__,
+        )
+
+    def _state_sizes(self, layer: int) -> tuple[int, ...]:
+        fields = len(self.cell_type.State._fields)
+        return (self._output_size(layer), *(self.hidden_sizes[layer],) * (fields - 1))
+
+    def _as_given(self, x: Tensor, batched: bool) -> Tensor:
+        """(T, B, ·) in the layout that the caller uses."""
+        if not batched:
+            return x.squeeze(1)
+        return x.transpose(0, 1) if self.batch_first else x
+
+    def _step_states(self, unfolded: Unfolded, batched: bool) -> StepStates:
+        fields = [self._as_given(field, batched) for field in unfolded.states]
+        gates = type(unfolded.gates)(*(self._as_given(gate, batched) for gate in unfolded.gates))
+        return StepStates(fields[0], fields[1] if len(fields) > 1 else None, gates)
+
+    def extra_repr(self) -> str:
+        """The sizes, and what differs from the defaults."""
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"num_layers": 1, "bias": True, "layer_norm": False, "residual": False, "engine": "auto"}
+        defaults |= dict.fromkeys(("batch_first", "bidirectional"), False)
+        defaults |= dict.fromkeys(("dropout", "recurrent_dropout", "variational_dropout", "weight_dropout"), 0.0)
+        defaults["proj_size"] = 0
+        parts += [f"{name}={getattr(self, name)}" for name, usual in defaults.items() if getattr(self, name) != usual]
+        if any(self.zoneout):
+            parts.append(f"zoneout={self.zoneout}")
+        return ", ".join(parts)
+
+
+def _sizes(hidden_size: int | Sequence[int], num_layers: int, who: str) -> tuple[int, ...]:
+    """One hidden size for each layer.
+
+    Raises:
+        ShapeError: not as many sizes as layers, or one below 1.
+    """
+    if num_layers < 1:
+        raise ShapeError(f"{who}: num_layers must be at least 1, got {num_layers}")
+    sizes = tuple(hidden_size) if isinstance(hidden_size, Sequence) else (hidden_size,) * num_layers
+    if len(sizes) != num_layers or any(size < 1 for size in sizes):
+        raise ShapeError(f"{who}: hidden_size must be one positive number, or one for each of {num_layers} layers, "
+                         f"got {hidden_size!r}")  # fmt: skip
+    return sizes

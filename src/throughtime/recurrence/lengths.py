@@ -1,0 +1,49 @@
+"""The lengths of sequences and their borders, checked at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from throughtime.errors import ShapeError
+
+
+def checked_lengths(lengths: Tensor | Sequence[int] | None, inputs: Tensor, *, who: str) -> Tensor | None:
+    """`lengths` as an integer tensor (B,) on the inputs' device; inputs are (T, B, ...).
+
+    Raises:
+        ShapeError: not one whole number for each sequence, or one outside 0..T.
+    """
+    if lengths is None:
+        return None
+    steps, batch = inputs.shape[:2]
+    tensor = torch.as_tensor(lengths)
+    if tensor.shape != (batch,) or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise ShapeError(
+            f"{who}: lengths must be {batch} whole numbers, one for each sequence of the batch, "
+            f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+        )
+    if batch and (int(tensor.min()) < 0 or int(tensor.max()) > steps):
+        raise ShapeError(
+            f"{who}: lengths must lie in 0..{steps}, the time steps of the inputs, "
+            f"got {int(tensor.min())}..{int(tensor.max())}"
+        )
+    return tensor.to(device=inputs.device, dtype=torch.int64)
+
+
+def checked_resets(resets: Tensor | None, inputs: Tensor, *, who: str) -> Tensor | None:
+    """`resets` as a boolean tensor (T, B) on the inputs' device.
+
+    Raises:
+        ShapeError: not boolean, or not of the inputs' first two axes.
+    """
+    if resets is None:
+        return None
+    if resets.dtype != torch.bool or resets.shape != inputs.shape[:2]:
+        raise ShapeError(
+            f"{who}: resets must be boolean of shape {tuple(inputs.shape[:2])}, one for each step and sequence, "
+            f"got {resets.dtype} of shape {tuple(resets.shape)}"
+        )
+    return resets.to(inputs.device)

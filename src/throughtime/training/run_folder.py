@@ -1,0 +1,141 @@
+"""A run folder: all that a training leaves, and all that is needed to use it or to go on.
+
+- run.json: the task and the format, so that the folder can be told from any other
+- config.toml: the complete configuration, written by the task
+- model.safetensors, config.json, tokenizer.json: the best model so far
+- metrics.jsonl, curve.png: how the training went
+- checkpoints/: what --resume goes on from
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from throughtime.errors import RunFolderError
+from throughtime.storage import storage_errors, write_file
+
+FORMAT = 1
+_MARK = "run.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places in the run folder at `path`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The complete configuration."""
+        return self.path / "config.toml"
+
+    @property
+    def model(self) -> Path:
+        """The best model's weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curve(self) -> Path:
+        """The training curve."""
+        return self.path / "curve.png"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @classmethod
+    def create(cls, path: str | Path, task: str) -> RunFolder:
+        """Make `path`, new or empty so far, the folder of a run of `task`; with several processes, the main one does.
+
+        Raises:
+            RunFolderError: it is a file, a run already, or holds other files.
+            StorageError: the disk is full, read-only or gone.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"run folder {path}: expected a folder, got a file; choose another --run")
+        if (path / _MARK).exists():
+            raise RunFolderError(
+                f"run folder {path}: a run is there already; go on with --resume, or choose another --run"
+            )
+        if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+            raise RunFolderError(f"run folder {path}: it holds other files; choose a new or empty folder as --run")
+        write_file(path / _MARK, json.dumps({"format": FORMAT, "task": task}, indent=2) + "\n")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str | Path, task: str | None = None) -> RunFolder:
+        """The run folder at `path`, of `task` where one is named.
+
+        Raises:
+            RunFolderError: there is none, it is no run folder, of another task, or of a newer version.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise RunFolderError(f"run folder {path}: no such folder; check the path, or train into it first")
+        found, version = _read_mark(path)
+        if version > FORMAT:
+            raise RunFolderError(
+                f"run folder {path}: expected format {FORMAT} or older, got {version}; "
+                "a newer throughtime wrote it: upgrade"
+            )
+        if task is not None and found != task:
+            raise RunFolderError(
+                f"run folder {path}: expected a run of {task}, got one of {found}; choose another --run"
+            )
+        return cls(path)
+
+    def publish(self, save: Callable[[Path], None]) -> None:
+        """Let `save` write a model into an empty folder, then put each of its files in place, whole.
+
+        Raises:
+            StorageError: the disk is full, read-only or gone; the model published before is untouched.
+        """
+        with storage_errors(self.path):
+            fresh = Path(tempfile.mkdtemp(prefix=".model.", suffix=".partial", dir=self.path))
+            try:
+                save(fresh)
+                files = sorted(fresh.iterdir())
+                for file in files:
+                    with open(file, "rb") as opened:
+                        os.fsync(opened.fileno())
+                for file in files:
+                    os.replace(file, self.path / file.name)
+            finally:
+                shutil.rmtree(fresh, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Clear the half-written models that a killed process left."""
+        for partial in self.path.glob(".*.partial"):
+            if partial.is_dir():
+                shutil.rmtree(partial, ignore_errors=True)
+            else:
+                partial.unlink(missing_ok=True)
+
+
+def _read_mark(path: Path) -> tuple[str, int]:
+    mark = path / _MARK
+    try:
+        content = json.loads(mark.read_bytes())
+        return str(content["task"]), int(content["format"])
+    except FileNotFoundError:
+        raise RunFolderError(f"run folder {path}: not a run folder, it has no {_MARK}; check the path") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunFolderError(f"run folder {path}: its {_MARK} is damaged; restore that file, or train again") from None

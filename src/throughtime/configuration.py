@@ -52,7 +52,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     Raises:
         ConfigError: an override is not of the form section.key=value.
     """
-    merged: dict[str, Any] = {name: dict(table) if isinstance(table, Mapping) else table for name, table in values.items()}
+    merged: dict[str, Any] = {name: dict(part) if isinstance(part, Mapping) else part for name, part in values.items()}
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.strip().partition(".")

@@ -1,1 +1,15 @@
 """Noise, readouts and losses: what stands around recurrent layers."""
+
+from throughtime.layers.noise import LockedDropout, checked_probability, locked_mask, zoneout_masks
+from throughtime.layers.readout import IGNORED, Loss, Readout, SequenceLoss
+
+__all__ = [
+    "IGNORED",
+    "LockedDropout",
+    "Loss",
+    "Readout",
+    "SequenceLoss",
+    "checked_probability",
+    "locked_mask",
+    "zoneout_masks",
+]

@@ -1,0 +1,64 @@
+"""Text in: sources, tokenizers, memory-mapped tokens, and streams of batches.
+
+The names are handed on when they are first asked for, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from throughtime.data.cache import cache_root
+    from throughtime.data.paths import stdlib_files
+    from throughtime.data.sources import Document, TextSource
+    from throughtime.data.streaming import StreamDecoder
+    from throughtime.data.streams import IGNORED, Batch, EvaluationStreams, TokenStreams
+    from throughtime.data.tokenizers import KINDS, Prompt, Tokenizer
+    from throughtime.data.tokens import TokenFile, prepare
+
+_HOMES = {
+    "cache_root": "cache",
+    "stdlib_files": "paths",
+    "Document": "sources",
+    "TextSource": "sources",
+    "StreamDecoder": "streaming",
+    "IGNORED": "streams",
+    "Batch": "streams",
+    "EvaluationStreams": "streams",
+    "TokenStreams": "streams",
+    "KINDS": "tokenizers",
+    "Prompt": "tokenizers",
+    "Tokenizer": "tokenizers",
+    "TokenFile": "tokens",
+    "prepare": "tokens",
+}
+
+__all__ = [
+    "IGNORED",
+    "KINDS",
+    "Batch",
+    "Document",
+    "EvaluationStreams",
+    "Prompt",
+    "StreamDecoder",
+    "TextSource",
+    "TokenFile",
+    "TokenStreams",
+    "Tokenizer",
+    "cache_root",
+    "prepare",
+    "stdlib_files",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,281 @@
+"""Reading one file: plain text in pieces, or rows with one text each; a fault names the file and the line.
+
+Rows are read with Python's own `json` and `csv` and with pyarrow, not through Hugging Face `datasets`, whose
+readers were tried on the same files: its CSV reader (pandas) turns the texts "NA", "null" and "" into missing
+values, its JSON reader (a whole block at a time) cannot say which line of the file is broken, and importing it
+takes 1.6 s before the first row. Parquet goes through the very pyarrow reader that `datasets` itself uses.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from throughtime.errors import DataError
+
+ErrorPolicy = Literal["strict", "replace"]
+Format = Literal["text", "jsonl", "csv", "parquet"]
+
+CHUNK_BYTES = 1 << 19
+"""Plain text is read this many bytes at a time."""
+LINE_LIMIT = 1 << 28
+"""The longest row taken (bytes): a file without line ends must not fill the memory."""
+
+_ROW_FORMATS: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """One file to read: where it lies, and the name that messages give it."""
+
+    path: Path
+    name: str
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the file is packed with gzip."""
+        return self.path.suffix.lower() == ".gz"
+
+    @property
+    def format(self) -> Format:
+        """How the text lies in the file, by its suffix; whatever is not known is plain text."""
+        inner = Path(self.path.stem) if self.compressed else self.path
+        return _ROW_FORMATS.get(inner.suffix.lower(), "text")
+
+
+@contextmanager
+def reading(file: TextFile, *, unpack: bool = True) -> Iterator[IO[bytes]]:
+    """The file's bytes, unpacked unless they are wanted as they lie on the disk.
+
+    Raises:
+        DataError: it cannot be read, or its gzip stream is truncated or damaged.
+    """
+    try:
+        with gzip.open(file.path) if file.compressed and unpack else open(file.path, "rb") as stream:
+            yield stream  # type: ignore[misc]  # GzipFile reads as a binary file does
+    except EOFError:
+        raise DataError(f"{file.name}: the gzip stream ends too early; fetch the file again or pack it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{file.name}: not a sound gzip file ({error}); fetch the file again or unpack it") from None
+    except OSError as error:
+        raise DataError(
+            f"{file.name}: cannot be read: {error.strerror or error}; check the path and its permissions"
+        ) from None
+
+
+def text_size(file: TextFile) -> int:
+    """The number of bytes of text in a plain-text file, unpacked."""
+    if not file.compressed:
+        return file.path.stat().st_size
+    with reading(file) as stream:
+        size = 0
+        while block := stream.read(CHUNK_BYTES):
+            size += len(block)
+        return size
+
+
+def is_empty(file: TextFile) -> bool:
+    """Whether there is no byte in the file."""
+    with reading(file) as stream:
+        return not stream.read(1)
+
+
+def text_chunks(file: TextFile, *, errors: ErrorPolicy, start: int = 0, stop: int | None = None) -> Iterator[str]:
+    """The text between two byte offsets, in pieces of at most 512 KiB; a byte order mark at the start is dropped.
+
+    Line ends are left as they are.
+
+    Raises:
+        DataError: the file holds NUL bytes, or is not UTF-8 (line and byte are named) and `errors` is "strict".
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    with reading(file) as stream:
+        stream.seek(start)
+        offset = start
+        while True:
+            block = stream.read(CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - offset))
+            _refuse_binary(file, block, offset)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, offset - pending + error.start, error.object[error.start]) from None
+            if offset == 0:
+                text = text.removeprefix("\ufeff")
+            if text:
+                yield text
+            if not block:
+                return
+            offset += len(block)
+
+
+def rows(file: TextFile, *, column: str | None, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+    """The rows of a .jsonl, .csv or .parquet file as (line, text); of Parquet, which has no lines, (row, text).
+
+    Blank lines between rows are passed over; nothing else is. `column` is "text" where none is named.
+
+    Raises:
+        DataError: a row is broken, has no such column, or holds something there that is not text.
+    """
+    readers = {"jsonl": _jsonl_rows, "csv": _csv_rows, "parquet": _parquet_rows}
+    yield from readers[file.format](file, column or "text", errors)
+
+
+def _jsonl_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+    for number, line in _lines(file, errors):
+        if not line.strip():
+            continue
+        where = f"{file.name}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{where}: not JSON: {error.msg} at character {error.pos + 1}; each line must be one JSON object"
+            ) from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON: {error}; each line must be one JSON object") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected a JSON object with a column {column!r}, got {_kind(row)}")
+        if column not in row:
+            raise _no_column(where, column, list(row))
+        text = _as_text(row[column], where, column)
+        # Only an escape can bring half of a surrogate pair, which is no character, into decoded text.
+        yield number, _whole_characters(text, where, errors) if "\\u" in line else text
+
+
+def _csv_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+    # Long texts are the rule here, while the module refuses fields above 128 KiB by default.
+    csv.field_size_limit(LINE_LIMIT)
+    reader = csv.reader((line for _, line in _lines(file, errors)), strict=True)
+    header: list[str] | None = None
+    line = 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DataError(
+                f'{file.name}:{line}: broken row: {error}; close its quotes and write " inside as ""'
+            ) from None
+        if row is None:
+            return
+        if row and header is None:
+            header = row
+            if column not in header:
+                raise _no_column(f"{file.name}:{line}", column, header)
+        elif row and header is not None:
+            if len(row) != len(header):
+                raise DataError(
+                    f"{file.name}:{line}: broken row: expected {len(header)} fields as in the header, got {len(row)}; "
+                    "a field with commas or line ends needs quotes"
+                )
+            yield line, row[header.index(column)]
+        line = reader.line_num + 1
+
+
+def _parquet_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    if file.compressed:
+        raise DataError(
+            f"{file.name}: Parquet is compressed by itself and cannot be read through gzip; unpack it first"
+        )
+    try:
+        with pyarrow.parquet.ParquetFile(file.path) as table:
+            if column not in table.schema_arrow.names:
+                raise _no_column(file.name, column, table.schema_arrow.names)
+            number = 0
+            for batch in table.iter_batches(batch_size=256, columns=[column]):
+                for value in batch.column(0):
+                    number += 1
+                    yield number, _as_text(value.as_py(), f"{file.name}:{number}", column)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{file.name}: not a sound Parquet file ({reason}); write or fetch it again") from None
+
+
+def _lines(file: TextFile, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+    """(line number from 1, the line with its end), decoded."""
+    offset = 0
+    with reading(file) as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(LINE_LIMIT + 1), b""), start=1):
+            if len(line) > LINE_LIMIT:
+                raise DataError(
+                    f"{file.name}:{number}: a row of more than {LINE_LIMIT >> 20} MiB; split it into several rows"
+                )
+            _refuse_binary(file, line, offset)
+            try:
+                text = line.decode("utf-8", errors)
+            except UnicodeDecodeError as error:
+                raise _not_utf8(file, offset + error.start, line[error.start]) from None
+            offset += len(line)
+            yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def _refuse_binary(file: TextFile, block: bytes, offset: int) -> None:
+    if offset == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise DataError(f"{file.name}: this is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
+    at = block.find(b"\0")
+    if at >= 0:
+        raise DataError(f"{file.name}: a binary file (a NUL byte at byte {offset + at}); give files of UTF-8 text")
+
+
+def _not_utf8(file: TextFile, offset: int, byte: int) -> DataError:
+    with reading(file) as stream:
+        line, left = 1, offset
+        while left and (block := stream.read(min(CHUNK_BYTES, left))):
+            line += block.count(b"\n")
+            left -= len(block)
+    return DataError(
+        f"{file.name}: line {line}, byte {offset}: not UTF-8 (0x{byte:02x}); "
+        "convert the file, or --errors replace goes on with U+FFFD in such places"
+    )
+
+
+def _no_column(where: str, column: str, columns: list[str]) -> DataError:
+    there = ", ".join(columns) if columns else "none"
+    return DataError(f"{where}: no column {column!r}; the columns there: {there}; choose one with --column")
+
+
+def _as_text(value: Any, where: str, column: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise DataError(f"{where}: column {column!r} must hold text, got {_kind(value)}; choose another with --column")
+
+
+def _whole_characters(text: str, where: str, errors: ErrorPolicy) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if errors == "strict":
+            raise DataError(
+                f"{where}: half a surrogate pair (\\u{ord(text[error.start]):04x}) is no character; "
+                "mend the row, or --errors replace goes on with U+FFFD in such places"
+            ) from None
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _kind(value: Any) -> str:
+    names = {
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+    }
+    return "nothing (null)" if value is None else names.get(type(value), type(value).__name__)

@@ -115,6 +115,8 @@ class _Fit:
         self.state = TrainingState(self.task.batches_per_epoch, self.config.batch_size)
         self.stop_asked = False
         self.saved = False
+        if self.distribution.is_main:
+            self.folder.tidy()
         notice = self._begin(self.store.load_latest() if resume else None, resume=resume)
         done = self._done()
         self.progress = trainer._progress or make_progress(is_main=self.distribution.is_main, done=done)

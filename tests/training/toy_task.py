@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class ToyModel(nn.Module):
 
 
 class ToyTask:
-    """`rows` streams of a noisy cycle; rank r of w processes has every w-th group of `rows`."""
+    """`rows` streams of a noisy cycle; rank r of w processes has the r-th `rows` of w * `rows`."""
 
     name = "toy"
 
@@ -42,11 +43,13 @@ class ToyTask:
         rank: int = 0,
         world_size: int = 1,
         dropout: float = 0.2,
+        sums: Callable[[Sequence[float]], list[float]] = list,
     ) -> None:
         self.model = ToyModel(dropout=dropout)
         self.batches_per_epoch = windows
         self.window = window
         self.evaluations = 0
+        self.sums = sums
         generator = torch.Generator().manual_seed(5)
         length = window * windows + 1
         steps = torch.randint(1, 3, (length, rows * world_size), generator=generator).cumsum(0)
@@ -67,8 +70,10 @@ class ToyTask:
         self.evaluations += 1
         torch.rand(3)  # an evaluation may draw; the training must not notice
         logits, _ = model(self.stream[:-1], None)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), self.stream[1:].flatten())
-        return {"loss": float(loss), **self.describe(float(loss))}
+        targets = self.stream[1:].flatten()
+        own = nn.functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum")
+        total, count = self.sums([float(own), targets.numel()])
+        return {"loss": total / count, **self.describe(total / count)}
 
     def describe(self, loss: float) -> dict[str, float]:
         return {"bits_per_byte": loss / math.log(2)}
@@ -77,3 +82,21 @@ class ToyTask:
         tensors = {name: tensor for name, tensor in self.model.state_dict().items() if name != "readout.weight"}
         save_file(tensors, folder / "model.safetensors")
         (folder / "config.json").write_text("{}\n")
+
+
+class RecordedProgress:
+    """Keeps what the user would see."""
+
+    def __init__(self) -> None:
+        self.updates: list[tuple[float, int, dict[str, float]]] = []
+        self.notes: list[str] = []
+        self.closed = False
+
+    def update(self, done: float, step: int, values: Mapping[str, float]) -> None:
+        self.updates.append((done, step, dict(values)))
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def close(self) -> None:
+        self.closed = True

@@ -1,0 +1,103 @@
+"""A killed training, resumed, ends bit by bit where an uninterrupted one ends."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from throughtime.storage import sha256_file
+
+SCRIPT = Path(__file__).parent / "toy_run.py"
+KILL_POINTS = Path(__file__).parent / "toy_kill_points.py"
+KEYS = ["max_epochs=80", "checkpoint_every=7", "log_every=3", "keep_checkpoints=1", "evaluate_every=25"]
+
+
+def start(run: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A training in a process of its own, whose loop is about to begin."""
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(run), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "training\n"
+    return process
+
+
+def final_digests(run: Path) -> dict[str, str]:
+    """SHA-256 of the published model and of all tensors in the last checkpoint."""
+    last = max((run / "checkpoints").iterdir())
+    files = [run / "model.safetensors", *sorted(last.glob("*.safetensors"))]
+    return {str(file.relative_to(run)): sha256_file(file) for file in files}
+
+
+def logged(run: Path) -> list[tuple[str, int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["kind"], line["step"], line["loss"]) for line in lines if line["kind"] == "evaluation"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    process = start(run, *KEYS)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return run
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    moments = random.Random(20)
+    kills = 0
+    while kills < 6:
+        process = start(run, *KEYS, *(["--resume"] if kills else []))
+        time.sleep(moments.uniform(0.0, 0.5))
+        process.kill()
+        process.communicate(timeout=60)
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+    process = start(run, *KEYS, "--resume")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert kills >= 2
+    assert final_digests(run) == final_digests(uninterrupted)
+    assert logged(run) == logged(uninterrupted)
+
+
+@pytest.mark.slow
+def test_killed_before_every_change_of_a_file() -> None:
+    result = subprocess.run(
+        [sys.executable, str(KILL_POINTS)], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["points"] > 50
+
+
+@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals, name: str, code: int, uninterrupted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(run, "--slow", "0.05", *KEYS)
+    time.sleep(0.6)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert f"error: training: stopped by {name} at step " in err
+    assert "go on with the same command and --resume" in err
+    assert "Traceback" not in err
+    assert (run / "model.safetensors").exists()
+    process = start(run, "--resume", *KEYS)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert final_digests(run) == final_digests(uninterrupted)

@@ -138,7 +138,7 @@ class _BPE(_ByteLevel):
 class _Characters(Codec):
     """Unicode characters."""
 
-    kind = "characters"
+    kind = "chars"
     cut = staticmethod(anywhere)
 
     def __init__(self, model: Model) -> None:

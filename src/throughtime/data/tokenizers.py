@@ -19,8 +19,8 @@ from throughtime.storage import write_file
 if TYPE_CHECKING:
     from throughtime.data.sources import Source
 
-KINDS = ("bytes", "characters", "words", "bpe", "file")
-_TRAINERS = {"characters": characters_model, "words": words_model, "bpe": bpe_model}
+KINDS = ("bytes", "chars", "words", "bpe", "file")
+_TRAINERS = {"chars": characters_model, "words": words_model, "bpe": bpe_model}
 _SHOWN = 8
 
 
@@ -34,7 +34,7 @@ class Prompt(NamedTuple):
 class Tokenizer:
     """A vocabulary with its border id; one tokenizer.json that `tokenizers.Tokenizer.from_file` reads as well.
 
-    The kind is seen from the file itself: "bytes" (UTF-8, 256 ids and the border), "characters", "words" (between white
+    The kind is seen from the file itself: "bytes" (UTF-8, 256 ids and the border), "chars", "words" (between white
     space; a line end is <eos>), "bpe" (byte-level), or "file" for any other vocabulary.
     """
 
@@ -169,7 +169,7 @@ class Tokenizer:
         """The ids of a prompt; words that the vocabulary lacks become <unk> and are told.
 
         Raises:
-            PromptError: the model has never seen some of its characters (kind "characters"), or it is not UTF-8.
+            PromptError: the model has never seen some of its characters (kind "chars"), or it is not UTF-8.
         """
         try:
             text.encode("utf-8")
@@ -178,7 +178,7 @@ class Tokenizer:
                 f"prompt: not UTF-8 at character {error.start + 1}; give it in UTF-8 (see `locale`)"
             ) from None
         unknown = self.codec.unknown(text)
-        if unknown and self.kind == "characters":
+        if unknown and self.kind == "chars":
             shown = ", ".join(f"{sign!r} (U+{ord(sign):04X})" for sign in unknown[:_SHOWN])
             more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
             raise PromptError(

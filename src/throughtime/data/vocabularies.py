@@ -1,10 +1,10 @@
 """Vocabularies found in a text, each as a Hugging Face tokenizer that other programs read too.
 
-kind        model of the file                                   ids
-bytes       BPE without merges over the 256 byte-level signs    the byte's value; border 256
-characters  WordLevel over single characters                    by code point; then U+FFFD (unknown), border
-words       WordLevel between white space, line end = <eos>     by falling count; then border
-bpe         byte-level BPE with GPT-2's pattern                 border 0, bytes, merges in their order
+kind    model of the file                                   ids
+bytes   BPE without merges over the 256 byte-level signs    the byte's value; border 256
+chars   WordLevel over single characters                    by code point; then U+FFFD (unknown), border
+words   WordLevel between white space, line end = <eos>     by falling count; then border
+bpe     byte-level BPE with GPT-2's pattern                 border 0, bytes, merges in their order
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def characters_model(source: Source, vocabulary_size: int | None) -> Model:
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    _check_limit("characters", vocabulary_size, least=3)
+    _check_limit("chars", vocabulary_size, least=3)
     counts = np.zeros(0x110000, np.int64)
     for document in source.documents():
         for chunk in document.chunks():

@@ -1,6 +1,6 @@
 """One time step: the equations, readable."""
 
-from throughtime.cells.builtin import BuiltinCell, initialise
+from throughtime.cells.builtin import BuiltinCell, check_dtype, initialise
 from throughtime.cells.cell import Cell
 from throughtime.cells.gru import GRUCell, GRUEquations, GRUGates, GRUState, GRUWeights
 from throughtime.cells.lstm import LSTMCell, LSTMEquations, LSTMGates, LSTMState, LSTMWeights
@@ -24,5 +24,6 @@ __all__ = [
     "RNNGates",
     "RNNState",
     "RNNWeights",
+    "check_dtype",
     "initialise",
 ]

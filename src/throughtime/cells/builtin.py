@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from throughtime.cells.cell import Cell
-from throughtime.kernels import StepEquations
+from throughtime.errors import ShapeError
+from throughtime.kernels import Recurrence, StepEquations
 
 _TORCH_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
@@ -33,10 +35,24 @@ def initialise(parameters: Iterable[tuple[str, Tensor]], hidden_size: int) -> No
                 parameter.uniform_(-bound, bound)
 
 
+def check_dtype(inputs: Tensor, weight: Tensor, *, who: str) -> None:
+    """See that inputs are of the weights' type, or that autocast is there to make them so.
+
+    Raises:
+        ShapeError: they are not.
+    """
+    if inputs.dtype != weight.dtype and not torch.is_autocast_enabled(inputs.device.type):
+        raise ShapeError(
+            f"{who}: inputs must be {weight.dtype} as the weights are, got {inputs.dtype}; "
+            f"use inputs.to({weight.dtype})"
+        )
+
+
 class BuiltinCell(Cell):
     """A cell whose equations engines know by heart, with PyTorch's parameter names, order and initialisation."""
 
     Weights: ClassVar[Any]
+    weight_ih: Tensor
     # PyTorch's RNNCell and GRUCell take and return h itself, not a tuple of one.
     bare_state: ClassVar[bool] = False
 
@@ -79,14 +95,22 @@ class BuiltinCell(Cell):
         """All that x contributes, for every step at once."""
         return self.bind().project_inputs(inputs)
 
+    def recurrence(self, inputs: Float[Tensor, "T B I"], state: Any = None, **options: Any) -> Recurrence:
+        """The cell over the steps of `inputs`, from `state` or zeros.
+
+        Raises:
+            ShapeError: inputs or state that do not fit.
+        """
+        check_dtype(inputs, self.weight_ih, who=type(self).__name__)
+        return super().recurrence(inputs, state, **options)
+
     def forward(self, inputs: Tensor, state: Any = None) -> Any:
         """One step, called and answered as by the `torch.nn` cell of the same name.
 
         Raises:
-            ShapeError: x's last axis is not `input_size`.
+            ShapeError: inputs or state that do not fit.
         """
-        if self.bare_state and isinstance(state, Tensor):
-            state = self.State(state)
+        check_dtype(inputs, self.weight_ih, who=type(self).__name__)
         after = super().forward(inputs, state)
         return after[0] if self.bare_state else after
 

@@ -79,9 +79,16 @@ class Cell(nn.Module, ABC):
         self, projected: Tensor, state: Any, recurrent_mask: Tensor | None
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """One step as engines call it: the next state, and no gates, for a cell of one's own."""
+        who = type(self).__name__
         if recurrent_mask is not None:
-            raise UsageError(f"{type(self).__name__}: recurrent dropout needs a built-in cell; mask h within step()")
-        return self.step(projected, state), ()
+            raise UsageError(f"{who}: recurrent dropout needs a built-in cell; mask h within step()")
+        after = self.step(projected, state)
+        if not isinstance(after, tuple) or len(after) != len(self.State._fields):
+            raise UsageError(
+                f"{who}: step() must return {self.State.__name__}({', '.join(self.State._fields)}), "
+                f"got {type(after).__name__}"
+            )
+        return self.State(*after), ()
 
     def bind(self) -> StepEquations:
         """The equations with the weights of this moment, as engines take them."""
@@ -92,7 +99,7 @@ class Cell(nn.Module, ABC):
         yield type(self).__name__, self.recurrence(inputs, state, **options)
 
     def recurrence(self, inputs: Float[Tensor, "T B I"], state: Any = None, **options: Any) -> Recurrence:
-        """This cell over the steps of `inputs`, from `state` or zeros.
+        """The cell over the steps of `inputs`, from `state` or zeros.
 
         Raises:
             ShapeError: inputs are not (T, B, input_size), or the state is not one tensor (B, size) a field.
@@ -101,32 +108,39 @@ class Cell(nn.Module, ABC):
         if inputs.dim() != 3 or inputs.shape[2] != self.input_size:
             raise ShapeError(f"{who}: inputs must be (T, B, {self.input_size}), got {tuple(inputs.shape)}; "
                              "the time axis comes first")  # fmt: skip
+        return Recurrence(self.bind(), inputs, self._state(state, inputs.shape[1], inputs), **options)
+
+    def _state(self, state: Any, batch_size: int, like: Tensor) -> Any:
+        """`state`, a `State` or its fields, checked; zeros on the device of `like` where it is missing.
+
+        Raises:
+            ShapeError: not the fields, or not the shapes, of `initial_state`.
+        """
         if state is None:
-            state = self.initial_state(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+            return self.initial_state(batch_size, dtype=like.dtype, device=like.device)
         fields = [state] if isinstance(state, Tensor) else list(state)
-        if len(fields) != len(self.State._fields) or any(field.shape[0] != inputs.shape[1] for field in fields):
-            raise ShapeError(
-                f"{who}: state must be {self.State.__name__}({', '.join(self.State._fields)}), each with "
-                f"{inputs.shape[1]} rows, got {[tuple(field.shape) for field in fields]}"
-            )
-        return Recurrence(self.bind(), inputs, self.State(*fields), **options)
+        expected = [tuple(f.shape) for f in self.initial_state(batch_size, device=torch.device("meta"))]
+        got = [tuple(field.shape) for field in fields]
+        if got != expected:
+            form = ", ".join(f"{name} {shape}" for name, shape in zip(self.State._fields, expected, strict=True))
+            raise ShapeError(f"{type(self).__name__}: state must be {self.State.__name__}({form}), got {got}")
+        return self.State(*fields)
 
     def forward(self, inputs: Tensor, state: Any = None) -> Any:
         """One step of x (B, I), or (I,) for a single sequence: the next state. A missing state is zeros.
 
         Raises:
-            ShapeError: x's last axis is not `input_size`.
+            ShapeError: x's last axis is not `input_size`, or the state is not one tensor (B, size) a field.
         """
-        batched = inputs if inputs.dim() == 2 else inputs[None]
         if inputs.dim() not in (1, 2) or inputs.shape[-1] != self.input_size:
             raise ShapeError(
                 f"{type(self).__name__}: inputs must be (B, {self.input_size}) or ({self.input_size},), "
                 f"got {tuple(inputs.shape)}; for (T, B, {self.input_size}) use tt.unfold"
             )
-        if state is None:
-            state = self.initial_state(batched.shape[0], dtype=inputs.dtype, device=inputs.device)
-        elif inputs.dim() == 1:
-            state = self.State(*(field[None] for field in state))
+        single = inputs.dim() == 1
+        batch = inputs[None] if single else inputs  # (B, I)
+        if single and state is not None:
+            state = [field[None] for field in ([state] if isinstance(state, Tensor) else state)]
         equations = self.bind()
-        after, _ = equations.advance(equations.project_inputs(batched), self.State(*state), None)
-        return after if inputs.dim() == 2 else self.State(*(field[0] for field in after))
+        after, _ = equations.advance(equations.project_inputs(batch), self._state(state, len(batch), batch), None)
+        return self.State(*(field[0] for field in after)) if single else after

@@ -148,7 +148,9 @@ class LSTMCell(BuiltinCell):
             ShapeError: `proj_size` is not smaller than `hidden_size`.
         """
         if not 0 <= proj_size < hidden_size:
-            raise ShapeError(f"LSTM: proj_size must be 0 (none) or smaller than hidden_size={hidden_size}, got {proj_size}")
+            raise ShapeError(
+                f"LSTM: proj_size must be 0 (none) or smaller than hidden_size={hidden_size}, got {proj_size}"
+            )
         shapes: dict[str, tuple[int, ...]] = {
             "weight_ih": (4 * hidden_size, input_size),
             "weight_hh": (4 * hidden_size, proj_size or hidden_size),

@@ -17,5 +17,5 @@ def normalise_gates(
     """
     if gain is None:
         return products
-    split = products.unflatten(-1, (gates, -1))  # (*B, gates, H)
+    split = products.reshape(*products.shape[:-1], gates, -1)  # (*B, gates, H)
     return functional.layer_norm(split, split.shape[-1:]).flatten(-2) * gain

@@ -53,7 +53,7 @@ class TorchEngine:
         tensors = _tensors(call)
         once_only = call.cell.family == "lstm" or call.inputs.is_cuda
         if once_only and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            results = _TwiceDifferentiable.apply(call, *tensors)
+            results = _TwiceDifferentiable.apply(call, *tensors)  # type: ignore[no-untyped-call]
         else:
             results = _fused(call)
         return Unfolded(results[0], type(call.state)(*results[1:]))
@@ -64,8 +64,9 @@ class _TwiceDifferentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: Recurrence, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.call = call
         ctx.save_for_backward(*tensors)
+        # Tensors are autograd's to keep, to free and to guard against changes in place: the rest is kept here.
+        ctx.call = _with_tensors(call, [None for _ in tensors])
         ctx.autocast = _autocast_now(call.inputs.device.type)
         ctx.leaves, ctx.results = _differentiable(call, tensors, _fused)
         ctx.set_materialize_grads(False)
@@ -76,9 +77,11 @@ class _TwiceDifferentiable(torch.autograd.Function):
         twice = torch.is_grad_enabled()
         tensors = ctx.saved_tensors
         if twice:
-            leaves = tensors
+            # Aliases end the search for gradients here: where one of these tensors was made from another (the state
+            # from the same weights, in an earlier call), that path is autograd's to follow, and to count once.
+            leaves = [t if t is None or not t.requires_grad else t.view_as(t) for t in tensors]
             with ctx.autocast():
-                results = _reference(_with_tensors(ctx.call, tensors))
+                results = _reference(_with_tensors(ctx.call, leaves))
         else:
             if ctx.results is None:  # a second plain backward over a kept graph
                 with ctx.autocast():
@@ -189,7 +192,9 @@ def _packed(kernel: Any, inputs: Tensor, state: list[Tensor], options: Any, leng
     empty = lengths == 0
     order = lengths.argsort(descending=True, stable=True)
     back = order.argsort()
-    # A packed sequence has at least one step; what it computes for empty ones is replaced below.
+    if bool(empty.any()):
+        # A packed sequence has at least one step: empty ones take a step of zeros, which is replaced below.
+        inputs = inputs.masked_fill(empty[:, None], 0)
     sorted_lengths = lengths.clamp(min=1)[order].cpu()
     data, batch_sizes = _VF._pack_padded_sequence(inputs.index_select(1, order), sorted_lengths, False)
     hidden = [field.index_select(1, order) for field in state]

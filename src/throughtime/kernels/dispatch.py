@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from throughtime.errors import EngineError, UsageError
 from throughtime.kernels.aten import TorchEngine
@@ -36,19 +37,33 @@ def run(call: Recurrence, engine: str = "auto") -> Unfolded:
 
     Raises:
         EngineError: an engine asked for by name cannot run it; nothing else is tried.
+        UsageError: the call has resets in a direction that reads sequences from their end.
     """
+    chosen, refused = _choose(call, check_engine_name(engine, who="kernels.run"))
+    if chosen is None:
+        raise EngineError(
+            f"engine={engine!r} cannot run this: {dict(refused)[engine]}; engine='auto' takes one that can"
+        )
+    return chosen.run(call)
+
+
+def _choose(call: Recurrence, engine: str) -> tuple[Engine | None, list[tuple[str, str]]]:
+    """The first engine that may and can run the call, and the name and reason of each that was passed over."""
     if call.reverse and call.resets is not None:
-        raise UsageError("resets: a sequence cannot begin anew in a direction that reads it from its end; "
-                         "use lengths, one sequence to a row")  # fmt: skip
+        raise UsageError(
+            "resets: a sequence cannot begin anew in a direction that reads it from its end; "
+            "use lengths, one sequence to a row"
+        )
+    refused: list[tuple[str, str]] = []
     for candidate in ENGINES:
         if engine not in ("auto", candidate.name):
-            continue
-        reason = candidate.refusal(call)
+            reason: str | None = f"engine={engine!r} was asked for"
+        else:
+            reason = candidate.refusal(call)
         if reason is None:
-            return candidate.run(call)
-        if engine != "auto":
-            raise EngineError(f"engine={engine!r} cannot run this: {reason}; engine='auto' takes one that can")
-    raise EngineError(f"engine must be one of {', '.join(engine_names())}, got {engine!r}")
+            return candidate, refused
+        refused.append((candidate.name, reason))
+    return None, refused
 
 
 @dataclass(frozen=True)
@@ -79,31 +94,29 @@ class Explanation:
         return "\n".join(str(choice) for choice in self.choices)
 
 
-def explain(layer: Any, inputs: Any, **arguments: Any) -> Explanation:
+def explain(layer: Any, inputs: Any, *, engine: str | None = None, **arguments: Any) -> Explanation:
     """Which engine would run `layer(inputs, **arguments)`, and why not a faster one; nothing is computed.
 
     `layer` is any of `tt.nn.RNN`, `LSTM`, `GRU`, or a `tt.Cell` (then `inputs` are (T, B, I), as for `tt.unfold`).
+    `engine` asks what would happen with another `engine=` than the layer's own. No random number is used up.
 
     Raises:
         UsageError: `layer` is neither.
+        EngineError: there is no engine of that name.
     """
     if not hasattr(layer, "recurrences"):
         raise UsageError(
             f"explain: expected a tt.nn layer or a tt.Cell, got {type(layer).__name__}; "
             "tt.nn.replace_torch_layers(module) makes tt.nn layers of torch's"
         )
-    named: Iterable[tuple[str, Recurrence]] = layer.recurrences(inputs, **arguments)
-    return Explanation(tuple(_choice(where, call, layer.engine) for where, call in named))
+    wanted = check_engine_name(layer.engine if engine is None else engine, who="explain")
+    device = inputs.data.device  # of a tensor, and of a PackedSequence
+    # Masks are drawn as for a real call; the generators are put back, so that asking changes no result.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        named: list[tuple[str, Recurrence]] = list(layer.recurrences(inputs, **arguments))
+    return Explanation(tuple(_choice(where, call, wanted) for where, call in named))
 
 
 def _choice(where: str, call: Recurrence, engine: str) -> Choice:
-    refused = []
-    for candidate in ENGINES:
-        if engine not in ("auto", candidate.name):
-            refused.append((candidate.name, f"engine={engine!r} was asked for"))
-            continue
-        reason = candidate.refusal(call)
-        if reason is None:
-            return Choice(where, candidate.name, tuple(refused))
-        refused.append((candidate.name, reason))
-    return Choice(where, "none", tuple(refused))
+    chosen, refused = _choose(call, engine)
+    return Choice(where, "none" if chosen is None else chosen.name, tuple(refused))

@@ -21,7 +21,10 @@ class StepEquations(Protocol):
     heart, and "custom" for a user's own cell, of which an engine knows only these methods.
     """
 
-    family: str
+    @property
+    def family(self) -> str:
+        """Which equations these are."""
+        ...
 
     def project_inputs(self, inputs: Tensor) -> Tensor:
         """All that x contributes and the state does not, for any leading axes: hoisted out of the loop."""
@@ -47,7 +50,7 @@ class Recurrence:
     cell: StepEquations
     inputs: Float[Tensor, "T B I"]
     state: Any
-    lengths: Int[Tensor, "B"] | None = None
+    lengths: Int[Tensor, " B"] | None = None
     resets: Bool[Tensor, "T B"] | None = None
     reverse: bool = False
     recurrent_mask: Float[Tensor, "B H"] | None = None

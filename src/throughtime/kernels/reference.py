@@ -6,6 +6,7 @@ Python loop over time steps it is slow; the other engines exist for that.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,48 +26,52 @@ class ReferenceEngine:
 
     def run(self, call: Recurrence) -> Unfolded:
         """Step through time, one `cell.advance` for each step."""
-        inputs, state = call.inputs, call.state
-        steps = inputs.shape[0]
+        steps = call.inputs.shape[0]
+        if not steps:
+            return _no_steps(call)
+        inputs, state, running = call.inputs, call.state, None
         if call.lengths is not None:
+            running = torch.arange(steps, device=inputs.device)[:, None] < call.lengths  # (T, B)
             # What stands in the padding must not matter, not even through 0 · nan in the backward pass.
-            inputs = torch.where(_running(call, slice(None))[..., None], inputs, 0)
+            inputs = torch.where(running[..., None], inputs, 0)
         projected = call.cell.project_inputs(inputs)  # (T, B, G)
         outputs: list[Any] = [None] * steps
         states: list[Any] = [None] * steps
         gates: list[Any] = [None] * steps
         for t in reversed(range(steps)) if call.reverse else range(steps):
             if call.resets is not None:
-                state = _choose(~call.resets[t], state, [torch.zeros_like(field) for field in state])
-            new, gates[t] = call.cell.advance(projected[t], state, call.recurrent_mask)
+                state = _where(~call.resets[t], state)
+            shown, gate = call.cell.advance(projected[t], state, call.recurrent_mask)
             if call.zoneout is not None:
-                new = _zone_out(call.zoneout, t, state, new)
-            states[t] = new
-            if call.lengths is not None:
-                running = _running(call, t)
-                states[t] = _choose(running, new, [torch.zeros_like(field) for field in new])
-                gates[t] = _choose(running, gates[t], [torch.zeros_like(gate) for gate in gates[t]])
-                new = _choose(running, new, state)
-            outputs[t], state = states[t][0], new  # (B, H)
-        if not steps:
-            return Unfolded(inputs.new_zeros(0, *state[0].shape), state)
+                shown = _zone_out(call.zoneout, t, state, shown)
+            if running is None:
+                state = shown
+            else:
+                state = _where(running[t], shown, state)
+                shown, gate = _where(running[t], shown), _where(running[t], gate)
+            outputs[t] = shown[0]  # (B, H)
+            if call.record:
+                states[t], gates[t] = shown, gate
         record = (_stack(states), _stack(gates)) if call.record else (None, None)
         return Unfolded(torch.stack(outputs), state, *record)
 
 
-def _running(call: Recurrence, t: int | slice) -> Tensor:
-    """Whether each sequence has a step t: (B,), or (T, B) for all steps."""
-    assert call.lengths is not None
-    times = torch.arange(call.inputs.shape[0], device=call.inputs.device)[t]
-    return times[..., None] < call.lengths if isinstance(t, slice) else times < call.lengths
+def _no_steps(call: Recurrence) -> Unfolded:
+    """No time at all: the state as it came, and outputs (0, B, H) shaped by one step that is not kept."""
+    one_step = call.inputs.new_zeros(1, *call.inputs.shape[1:])
+    whole = replace(call, inputs=one_step, lengths=None, resets=None, zoneout=None)
+    outputs, _, states, gates = ReferenceEngine().run(whole)
+    record = [_like(kept, [field[:0] for field in kept]) for kept in (states, gates) if kept is not None]
+    return Unfolded(outputs[:0], call.state, *record)
 
 
-def _choose(condition: Tensor, yes: Any, no: Any) -> Any:
-    """For each field and each sequence: `yes` where the condition (B,) holds, else `no`."""
+def _where(condition: Tensor, yes: Any, no: Any = None) -> Any:
+    """For each field and each sequence: `yes` where the condition (B,) holds, else `no`, or zero."""
 
-    def choose(a: Tensor, b: Tensor) -> Tensor:
+    def choose(a: Tensor, b: Tensor | int) -> Tensor:
         return torch.where(condition.reshape(-1, *[1] * (a.dim() - 1)), a, b)
 
-    return _like(yes, [choose(a, b) for a, b in zip(yes, no, strict=True)])
+    return _like(yes, [choose(a, b) for a, b in zip(yes, [0] * len(yes) if no is None else no, strict=True)])
 
 
 def _zone_out(zoneout: Any, t: int, old: Any, new: Any) -> Any:

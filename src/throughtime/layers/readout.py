@@ -48,7 +48,7 @@ class Loss(NamedTuple):
     """L = Σ L(t) in nats, a scalar, and the number of targets it sums over."""
 
     total: Tensor
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody asks of a loss
 
 
 class SequenceLoss(nn.Module):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from throughtime.cells import GRUCell, GRUEquations, LSTMCell, LSTMEquations, RNNCell, RNNEquations
 from throughtime.errors import UsageError
@@ -24,8 +24,8 @@ class RNN(RecurrentLayer):
     Source: Goodfellow, Bengio & Courville 2016, eqs. 10.8-10.9.
     """
 
-    mode = "RNN_TANH"
     cell_type = RNNCell
+    usual: ClassVar[Mapping[str, Any]] = {"nonlinearity": "tanh", **RecurrentLayer.usual}
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class RNN(RecurrentLayer):
         if extras.get("proj_size"):
             raise UsageError("RNN: proj_size is for LSTM only")
         self.nonlinearity = nonlinearity
+        self.mode = f"RNN_{nonlinearity.upper()}"
         super().__init__(
             input_size,
             hidden_size,
@@ -58,6 +59,9 @@ class RNN(RecurrentLayer):
             dtype=dtype,
             **extras,
         )
+
+    def _parameter_shapes(self, input_size: int, hidden_size: int) -> Mapping[str, tuple[int, ...]]:
+        return RNNCell.parameter_shapes(input_size, hidden_size, bias=self.bias, layer_norm=self.layer_norm)
 
     def _equations(self, weights: Any) -> RNNEquations:
         return RNNEquations(weights, self.nonlinearity)
@@ -80,11 +84,48 @@ class LSTM(RecurrentLayer):
 
     mode = "LSTM"
     cell_type = LSTMCell
+    usual: ClassVar[Mapping[str, Any]] = {**RecurrentLayer.usual, "proj_size": 0, "peepholes": False}
 
     def __init__(
-        self, input_size: int, hidden_size: int | Sequence[int], *arguments: Any, peepholes: bool = False, **extras: Any
+        self,
+        input_size: int,
+        hidden_size: int | Sequence[int],
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        peepholes: bool = False,
+        **extras: Any,
     ) -> None:
-        super().__init__(input_size, hidden_size, *arguments, peepholes=peepholes, **extras)
+        self.peepholes = peepholes
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+            **extras,
+        )
+
+    def _parameter_shapes(self, input_size: int, hidden_size: int) -> Mapping[str, tuple[int, ...]]:
+        return LSTMCell.parameter_shapes(
+            input_size,
+            hidden_size,
+            bias=self.bias,
+            proj_size=self.proj_size,
+            peepholes=self.peepholes,
+            layer_norm=self.layer_norm,
+        )
 
     def _equations(self, weights: Any) -> LSTMEquations:
         return LSTMEquations(weights)
@@ -102,6 +143,7 @@ class GRU(RecurrentLayer):
 
     mode = "GRU"
     cell_type = GRUCell
+    usual: ClassVar[Mapping[str, Any]] = {**RecurrentLayer.usual, "reset_after": True}
 
     def __init__(
         self,
@@ -133,6 +175,9 @@ class GRU(RecurrentLayer):
             dtype=dtype,
             **extras,
         )
+
+    def _parameter_shapes(self, input_size: int, hidden_size: int) -> Mapping[str, tuple[int, ...]]:
+        return GRUCell.parameter_shapes(input_size, hidden_size, bias=self.bias, layer_norm=self.layer_norm)
 
     def _equations(self, weights: Any) -> GRUEquations:
         return GRUEquations(weights, self.reset_after)

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Int
+from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import kernels
-from throughtime.cells import initialise
+from throughtime.cells import check_dtype
 from throughtime.errors import ShapeError, UsageError
-from throughtime.kernels import Recurrence, StepEquations, Unfolded
-from throughtime.layers.noise import checked_probability, locked_mask, zoneout_masks
+from throughtime.kernels import Recurrence, Unfolded
+from throughtime.layers import checked_probability, locked_mask, zoneout_masks
 from throughtime.nn.packed import pack_like, unpack
+from throughtime.nn.parameters import StackedParameters
 from throughtime.nn.states import StepStates, join_state, split_state
 from throughtime.recurrence import checked_lengths, checked_resets
 
 
-class RecurrentLayer(nn.Module):
+class RecurrentLayer(StackedParameters):
     """What `tt.nn.RNN`, `LSTM` and `GRU` share. The first parameters are `torch.nn`'s, with its names and defaults.
 
     Beyond them, by keyword:
@@ -40,8 +41,21 @@ class RecurrentLayer(nn.Module):
     `hidden_size` may be a sequence, one size for each layer; states are then tuples of one tensor a layer.
     """
 
-    mode: ClassVar[str]
-    cell_type: ClassVar[Any]
+    mode: str
+    # What the layer's representation shows where it differs from these.
+    usual: ClassVar[Mapping[str, Any]] = {
+        "num_layers": 1,
+        "bias": True,
+        "batch_first": False,
+        "dropout": 0.0,
+        "bidirectional": False,
+        "recurrent_dropout": 0.0,
+        "variational_dropout": 0.0,
+        "layer_norm": False,
+        "weight_dropout": 0.0,
+        "residual": False,
+        "engine": "auto",
+    }
 
     def __init__(
         self,
@@ -63,62 +77,30 @@ class RecurrentLayer(nn.Module):
         weight_dropout: float = 0.0,
         residual: bool = False,
         engine: str = "auto",
-        **cell_options: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias=bias,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            layer_norm=layer_norm,
+            device=device,
+            dtype=dtype,
+        )
         who = type(self).__name__
-        self.input_size = input_size
-        self.hidden_sizes = _sizes(hidden_size, num_layers, who)
-        self.hidden_size = self.hidden_sizes[0] if len(set(self.hidden_sizes)) == 1 else self.hidden_sizes
-        self.num_layers = num_layers
-        self.bias = bias
         self.batch_first = batch_first
+        # PyTorch lets dropout between layers drop everything.
         self.dropout = checked_probability(dropout, who=who, name="dropout") if dropout != 1 else 1.0
-        self.bidirectional = bidirectional
-        self.proj_size = proj_size
         self.recurrent_dropout = checked_probability(recurrent_dropout, who=who, name="recurrent_dropout")
         self.variational_dropout = checked_probability(variational_dropout, who=who, name="variational_dropout")
         self.weight_dropout = checked_probability(weight_dropout, who=who, name="weight_dropout")
         self.zoneout = self._zoneout_probabilities(zoneout)
-        self.layer_norm = layer_norm
         self.residual = residual
         self.engine = kernels.check_engine_name(engine, who=who)
-        self.cell_options = cell_options
-        self._create_parameters(device, dtype)
         if residual and len({self._output_size(layer) for layer in range(num_layers)}) > 1:
             raise ShapeError(f"{who}: residual needs layers of one size, got {self.hidden_sizes}")
-        self.reset_parameters()
-
-    # -- parameters ------------------------------------------------------------------------------------------------
-
-    def _create_parameters(self, device: Any, dtype: Any) -> None:
-        options = {"bias": self.bias, "layer_norm": self.layer_norm, **self.cell_options}
-        if self.cell_type.family == "lstm":
-            options["proj_size"] = self.proj_size
-        for layer, suffix in self._suffixes():
-            shapes = self.cell_type.parameter_shapes(self._input_size(layer), self.hidden_sizes[layer], **options)
-            for name, shape in shapes.items():
-                self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-
-    def reset_parameters(self) -> None:
-        """Draw all parameters anew; the same seed gives the values that `torch.nn` draws."""
-        by_torch_name = [(name, parameter) for name, parameter in self.named_parameters()]
-        if len(set(self.hidden_sizes)) == 1:
-            initialise(by_torch_name, self.hidden_sizes[0])
-            return
-        for layer, size in enumerate(self.hidden_sizes):
-            own = [(n, p) for n, p in by_torch_name if n.removesuffix("_reverse").endswith(f"_l{layer}")]
-            initialise(own, size)
-
-    def _suffixes(self) -> list[tuple[int, str]]:
-        directions = ("", "_reverse") if self.bidirectional else ("",)
-        return [(layer, f"_l{layer}{direction}") for layer in range(self.num_layers) for direction in directions]
-
-    def _input_size(self, layer: int) -> int:
-        return self.input_size if layer == 0 else self._output_size(layer - 1) * self.directions
-
-    def _output_size(self, layer: int) -> int:
-        return self.proj_size or self.hidden_sizes[layer]
 
     def _zoneout_probabilities(self, zoneout: float | Sequence[float]) -> tuple[float, ...]:
         who, fields = type(self).__name__, self.cell_type.State._fields
@@ -127,30 +109,11 @@ class RecurrentLayer(nn.Module):
             raise UsageError(f"{who}: zoneout must be one probability, or one for each of {fields}, got {zoneout!r}")
         return tuple(checked_probability(value, who=who, name="zoneout") for value in values)
 
-    @property
-    def directions(self) -> int:
-        """2 when bidirectional, else 1."""
-        return 2 if self.bidirectional else 1
-
-    @property
-    def all_weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction, in PyTorch's order."""
-        names = [name for name, _ in self.named_parameters()]
-        return [[getattr(self, n) for n in names if n.endswith(suffix)] for _, suffix in self._suffixes()]
-
-    def flatten_parameters(self) -> None:
-        """Nothing to do: weights need no particular place in memory here. Kept for programs that call it."""
-
     def _weights(self, suffix: str) -> Any:
-        weights = self.cell_type.Weights(
-            *(getattr(self, name + suffix, None) for name in self.cell_type.Weights._fields)
-        )
+        weights = super()._weights(suffix)
         if self.weight_dropout and self.training:
             weights = weights._replace(weight_hh=functional.dropout(weights.weight_hh, self.weight_dropout))
         return weights
-
-    def _equations(self, weights: Any) -> StepEquations:
-        raise NotImplementedError
 
     # -- computation -----------------------------------------------------------------------------------------------
 
@@ -278,40 +241,37 @@ class RecurrentLayer(nn.Module):
                 f"{who}: inputs must be {layout.format(self.input_size)}, or (T, {self.input_size}) for one sequence, "
                 f"got {got}; the last axis is input_size, and batch_first tells the order of the others"
             )
-        weight = next(self.parameters())
-        if inputs.dtype != weight.dtype and not torch.is_autocast_enabled(inputs.device.type):
-            raise ShapeError(
-                f"{who}: inputs must be {weight.dtype} as the weights are, got {inputs.dtype}; "
-                f"use inputs.to({weight.dtype}) or layer.to({inputs.dtype})"
-            )
+        check_dtype(inputs, next(self.parameters()), who=who)
         x = inputs[:, None] if inputs.dim() == 2 else inputs.transpose(0, 1) if self.batch_first else inputs
         if resets is not None and self.batch_first and inputs.dim() == 3:
             resets = resets.transpose(0, 1)
         if resets is not None and resets.dim() == 1:
             resets = resets[:, None]
-        return x, checked_lengths(lengths, x, who=who), checked_resets(resets, x, who=who)
+        lengths = checked_lengths(lengths, x, who=who)
+        return x, lengths, checked_resets(resets, x, who=who, lengths=lengths)
 
     def _initial_states(self, x: Tensor, state: Any, batched: bool) -> list[list[Any]]:
         kind = self.cell_type.State
         sizes = [self._state_sizes(layer) for layer in range(self.num_layers)]
+        weight = next(self.parameters())
         if state is None:
             # Under autocast the inputs may be of lower precision than the state should be kept in.
-            dtype = next(self.parameters()).dtype
-            zeros = [[x.new_zeros(x.shape[1], size, dtype=dtype) for size in layer] for layer in sizes]
+            zeros = [[x.new_zeros(x.shape[1], size, dtype=weight.dtype) for size in layer] for layer in sizes]
             return [[kind(*fields)] * self.directions for fields in zeros]
-        return split_state(
+        who = type(self).__name__
+        states = split_state(
             state,
             kind=kind,
             sizes=sizes,
             directions=self.directions,
             batched=batched,
             batch=x.shape[1],
-            who=type(self).__name__,
+            who=who,
         )
-
-    def _state_sizes(self, layer: int) -> tuple[int, ...]:
-        fields = len(self.cell_type.State._fields)
-        return (self._output_size(layer), *(self.hidden_sizes[layer],) * (fields - 1))
+        for field in (field for layer in states for one in layer for field in one):
+            if field.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise ShapeError(f"{who}: state must be {weight.dtype} as the weights are, got {field.dtype}")
+        return states
 
     def _as_given(self, x: Tensor, batched: bool) -> Tensor:
         """(T, B, ·) in the layout that the caller uses."""
@@ -327,26 +287,9 @@ class RecurrentLayer(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, and what differs from the defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {"num_layers": 1, "bias": True, "layer_norm": False, "residual": False, "engine": "auto"}
-        defaults |= dict.fromkeys(("batch_first", "bidirectional"), False)
-        defaults |= dict.fromkeys(("dropout", "recurrent_dropout", "variational_dropout", "weight_dropout"), 0.0)
-        defaults["proj_size"] = 0
-        parts += [f"{name}={getattr(self, name)}" for name, usual in defaults.items() if getattr(self, name) != usual]
+        parts += [
+            f"{name}={getattr(self, name)!r}" for name, value in self.usual.items() if getattr(self, name) != value
+        ]
         if any(self.zoneout):
             parts.append(f"zoneout={self.zoneout}")
         return ", ".join(parts)
-
-
-def _sizes(hidden_size: int | Sequence[int], num_layers: int, who: str) -> tuple[int, ...]:
-    """One hidden size for each layer.
-
-    Raises:
-        ShapeError: not as many sizes as layers, or one below 1.
-    """
-    if num_layers < 1:
-        raise ShapeError(f"{who}: num_layers must be at least 1, got {num_layers}")
-    sizes = tuple(hidden_size) if isinstance(hidden_size, Sequence) else (hidden_size,) * num_layers
-    if len(sizes) != num_layers or any(size < 1 for size in sizes):
-        raise ShapeError(f"{who}: hidden_size must be one positive number, or one for each of {num_layers} layers, "
-                         f"got {hidden_size!r}")  # fmt: skip
-    return sizes

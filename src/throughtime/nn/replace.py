@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from throughtime.cells import GRUCell, LSTMCell, RNNCell
 from throughtime.errors import UsageError
@@ -20,7 +21,7 @@ def replace_torch_layers(module: nn.Module) -> int:
 
     Raises:
         UsageError: `module` is itself such a layer (only what holds it can be changed), or a layer's parameters are
-            parametrised (weight norm, pruning), which is to be removed first.
+            parametrised (weight norm, pruning), which is to be removed first. Nothing is changed then.
     """
     if type(module) in _MAKERS:
         name = type(module).__name__
@@ -29,25 +30,34 @@ def replace_torch_layers(module: nn.Module) -> int:
             f"make a tt.nn.{name} and load its state dict"
         )
     made: dict[nn.Module, nn.Module] = {}
-    for holder in list(module.modules()):
-        for name, child in list(holder.named_children()):
-            if type(child) in _MAKERS:
-                made[child] = made.get(child) or _remade(child)
-                setattr(holder, name, made[child])
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    for holder in module.modules():
+        # Not named_children(), which tells of a layer that stands in two places only once.
+        for name, child in holder._modules.items():
+            if child is not None and type_before_parametrizations(child) in _MAKERS:
+                if child not in made:
+                    made[child] = _remade(child)
+                places.append((holder, name, made[child]))
+    # Only now, when nothing can fail any more: a model is swapped whole or not at all.
+    for holder, name, new in places:
+        setattr(holder, name, new)
     return len(made)
 
 
 def _remade(old: nn.Module) -> nn.Module:
-    if hasattr(old, "parametrizations") or any(True for _ in old.children()):
+    kind = type_before_parametrizations(old)
+    new = _MAKERS[kind](old)
+    # Old-style weight norm and pruning put other parameters in the place of the layer's own.
+    if is_parametrized(old) or set(old._parameters) != set(new._parameters):
         raise UsageError(
-            f"replace_torch_layers: a torch.nn.{type(old).__name__} has parametrised weights; "
-            "remove the parametrisation first (torch.nn.utils.parametrize.remove_parametrizations)"
+            f"replace_torch_layers: a torch.nn.{kind.__name__} has parametrised weights; remove the parametrisation "
+            "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm, "
+            "torch.nn.utils.prune.remove)"
         )
-    new = _MAKERS[type(old)](old)
-    for name, parameter in old.named_parameters(recurse=False):
+    for name, parameter in old._parameters.items():
         setattr(new, name, parameter)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
-        getattr(new, hooks).update(getattr(old, hooks))
+    # The very tables of hooks, so that the handles given out for them go on working.
+    vars(new).update({name: value for name, value in vars(old).items() if "hook" in name})
     return new.train(old.training)
 
 

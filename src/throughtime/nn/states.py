@@ -1,4 +1,4 @@
-"""Hidden states as PyTorch hands them in and out, and as the layers use them: one `State` for each (layer, direction)."""
+"""Hidden states as PyTorch hands them in and out, and as the layers use them: a `State` for each (layer, direction)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def split_state(
     names = kind._fields
     fields = [state] if len(names) == 1 else state
     if len(names) > 1 and (isinstance(state, Tensor) or len(state) != len(names)):
-        raise ShapeError(f"{who}: state must be a tuple ({', '.join(f'{name}_0' for name in names)}), got {_form(state)}")
+        raise ShapeError(
+            f"{who}: state must be a tuple ({', '.join(f'{name}_0' for name in names)}), got {_form(state)}"
+        )
     per_field = []
     for index, (name, field) in enumerate(zip(names, fields, strict=True)):
         layers = _per_layer(field, len(sizes), directions)
@@ -56,7 +58,7 @@ def split_state(
 def _per_layer(field: Any, layers: int, directions: int) -> list[Tensor] | None:
     """One (D, B, size) tensor a layer, from one (L · D, B, size) tensor or a sequence of tensors."""
     if isinstance(field, Tensor):
-        return list(field.split(directions)) if field.dim() >= 2 and field.shape[0] == layers * directions else None
+        return list(field.chunk(layers)) if field.dim() >= 2 and field.shape[0] == layers * directions else None
     return list(field) if isinstance(field, (list, tuple)) and len(field) == layers else None
 
 

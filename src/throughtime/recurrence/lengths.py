@@ -19,7 +19,8 @@ def checked_lengths(lengths: Tensor | Sequence[int] | None, inputs: Tensor, *, w
     if lengths is None:
         return None
     steps, batch = inputs.shape[:2]
-    tensor = torch.as_tensor(lengths)
+    # An empty list would become a tensor of floats.
+    tensor = torch.as_tensor(lengths) if len(lengths) else torch.zeros(0, dtype=torch.int64)
     if tensor.shape != (batch,) or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ShapeError(
             f"{who}: lengths must be {batch} whole numbers, one for each sequence of the batch, "
@@ -33,8 +34,8 @@ def checked_lengths(lengths: Tensor | Sequence[int] | None, inputs: Tensor, *, w
     return tensor.to(device=inputs.device, dtype=torch.int64)
 
 
-def checked_resets(resets: Tensor | None, inputs: Tensor, *, who: str) -> Tensor | None:
-    """`resets` as a boolean tensor (T, B) on the inputs' device.
+def checked_resets(resets: Tensor | None, inputs: Tensor, *, who: str, lengths: Tensor | None = None) -> Tensor | None:
+    """`resets` as a boolean tensor (T, B) on the inputs' device; those behind a sequence's length are left out.
 
     Raises:
         ShapeError: not boolean, or not of the inputs' first two axes.
@@ -46,4 +47,7 @@ def checked_resets(resets: Tensor | None, inputs: Tensor, *, who: str) -> Tensor
             f"{who}: resets must be boolean of shape {tuple(inputs.shape[:2])}, one for each step and sequence, "
             f"got {resets.dtype} of shape {tuple(resets.shape)}"
         )
-    return resets.to(inputs.device)
+    resets = resets.to(inputs.device)
+    if lengths is None:
+        return resets
+    return resets & (torch.arange(len(inputs), device=inputs.device)[:, None] < lengths)  # (T, B)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -17,7 +19,7 @@ def unfold(
     inputs: Float[Tensor, "T B I"],
     state: Any = None,
     *,
-    lengths: Int[Tensor, " B"] | None = None,
+    lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
     resets: Bool[Tensor, "T B"] | None = None,
     reverse: bool = False,
     engine: str = "auto",
@@ -45,12 +47,9 @@ def unfold(
     Source: Goodfellow, Bengio & Courville 2016, section 10.1, eqs. 10.4-10.7.
     """
     who = type(cell).__name__
-    call = cell.recurrence(
-        inputs,
-        state,
-        lengths=checked_lengths(lengths, inputs, who=who),
-        resets=checked_resets(resets, inputs, who=who),
-        reverse=reverse,
-    )
+    call = cell.recurrence(inputs, state)
+    lengths = checked_lengths(lengths, inputs, who=who)
+    resets = checked_resets(resets, inputs, who=who, lengths=lengths)
+    call = replace(call, lengths=lengths, resets=resets, reverse=reverse)
     unfolded = kernels.run(call, kernels.check_engine_name(engine, who=who))
     return unfolded.outputs, unfolded.final_state

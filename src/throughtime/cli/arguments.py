@@ -1,0 +1,30 @@
+"""Options that take several values after one flag, as a shell's `--data *.txt` gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+SEVERAL = ("--data", "--valid", "--set")
+
+
+def spread(arguments: Sequence[str], options: Iterable[str] = SEVERAL) -> list[str]:
+    """`--data a b` as `--data a --data b`, for each of `options`.
+
+    The values of such an option go on to the next word that begins with "-" ("-" itself, the standard input, is a
+    value). Typer's options take one value each.
+    """
+    several = frozenset(options)
+    result: list[str] = []
+    current, used = "", True
+    for position, word in enumerate(arguments):
+        if word == "--":
+            return [*result, *arguments[position:]]
+        if word.startswith("-") and word != "-":
+            current, used = (word, False) if word in several else ("", True)
+            result.append(word)
+        elif current and used:
+            result += [current, word]
+        else:
+            result.append(word)
+            used = True
+    return result

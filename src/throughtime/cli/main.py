@@ -1,0 +1,127 @@
+"""`throughtime`: the commands, their arguments, and what a user sees when one goes wrong."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from throughtime.cli.arguments import spread
+from throughtime.cli.demo import demo
+from throughtime.cli.evaluate import evaluate
+from throughtime.cli.generate import generate
+from throughtime.cli.help import example
+from throughtime.cli.train import language_model
+from throughtime.errors import ThroughtimeError
+
+# 128 + the number of the signal, as a shell reports a program that SIGINT or SIGPIPE has ended.
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+app = typer.Typer(name="throughtime", add_completion=False, rich_markup_mode=None)
+train = typer.Typer(rich_markup_mode=None)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from throughtime import __version__
+
+        typer.echo(f"throughtime {__version__}")
+        raise typer.Exit
+
+
+def _help_unless_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.callback(invoke_without_command=True, epilog=example("throughtime demo"))
+def throughtime(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Recurrent sequence modelling: train RNNs, LSTMs and GRUs through time, and generate from them."""
+    _help_unless_command(context)
+
+
+@train.callback(invoke_without_command=True, epilog=example("throughtime train lm --data book.txt --run runs/book"))
+def _train(context: typer.Context) -> None:
+    """Train a model into a run folder."""
+    _help_unless_command(context)
+
+
+app.command(epilog=example("throughtime demo --minutes 1"))(demo)
+app.add_typer(train, name="train")
+train.command(
+    "lm",
+    epilog=example(
+        "throughtime train lm --data book.txt --run runs/book --set model.hidden_size=256",
+        "throughtime train lm --run runs/book --resume",
+    ),
+)(language_model)
+app.command(epilog=example('throughtime generate runs/book --prompt "Once upon" --length 300 --temperature 0.8'))(
+    generate
+)
+app.command(epilog=example("throughtime evaluate runs/book --data other.txt --json"))(evaluate)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (by default this process's own) and give its exit code.
+
+    0: fine; 1: failed; 2: misused; 130: interrupted; 141: whoever read the output has gone. What a user can mend is
+    told in one line on stderr; any other exception is a bug and keeps its traceback.
+    """
+    _print_what_the_terminal_can()
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+    try:
+        # Not command.main(): that prints an error over several lines, and ends a closed pipe as a failure.
+        with command.make_context("throughtime", spread(given)) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as done:
+        return done.exit_code
+    except ThroughtimeError as error:
+        return _complain(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _complain(_misuse(error), error.exit_code)
+    except BrokenPipeError:
+        # Python flushes stdout once more when it ends; there is nobody left to tell about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    return 0
+
+
+def _print_what_the_terminal_can() -> None:
+    """Characters that the terminal's encoding lacks are replaced, instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def _complain(message: str, exit_code: int) -> int:
+    line = " ".join(message.split())
+    print(f"throughtime: error: {line}", file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _misuse(error: Any) -> str:
+    """A wrong command line in one line: what is wrong, the nearest right name, and where to read more."""
+    context = getattr(error, "ctx", None)
+    option = getattr(error, "option_name", None)
+    message = (error.message if option else error.format_message()).rstrip(".")
+    where = f"see {context.command_path if context else 'throughtime'} --help"
+    if option and context is not None:
+        names = [name for parameter in context.command.get_params(context) for name in parameter.opts]
+        nearest = difflib.get_close_matches(option, names, n=1, cutoff=0.5)
+        where = f"did you mean {nearest[0]}? {where}" if nearest else where
+    return f"{message[:1].lower()}{message[1:]}; {where}"

@@ -1,0 +1,33 @@
+"""The section [generation] of a configuration."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from throughtime.configuration import Section
+
+
+class GenerationConfig(Section):
+    """How text is written: how much of it, and how freely the tokens are chosen."""
+
+    length: int = Field(500, ge=0, description="tokens to write after the prompt, at most")
+    temperature: float = Field(
+        1.0, ge=0, description="divides the logits: below 1 safer, above 1 bolder, 0 always the likeliest token"
+    )
+    top_k: int = Field(0, ge=0, description="choose among the k likeliest tokens only; 0: off")
+    top_p: float = Field(
+        1.0, ge=0, le=1, description="choose among the likeliest tokens that together have this probability; 1: off"
+    )
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="choose among tokens at least this fraction as likely as the likeliest; 0: off"
+    )
+    repetition_penalty: float = Field(
+        1.0, gt=0, description="above 1, makes tokens less likely that are in the text already; 1: off"
+    )
+    seed: int | None = Field(None, ge=0, description="seed of the draws; without one, a new text each time")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="strings that end a text; they are not part of it"
+    )
+    samples: int = Field(1, ge=1, description="texts to write at once")

@@ -1,0 +1,250 @@
+"""Greedy and random decoding: y(t) chosen from p(y(t) | y(<t)), fed back as the next input.
+
+The prompt is read once; each further token costs one step of the model, however long the text is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from throughtime.decoding.filters import Filters
+from throughtime.decoding.protocol import Reading, Steppable
+from throughtime.decoding.randomness import RowUniforms, new_seed
+from throughtime.decoding.stop import EndSymbol, border_of
+from throughtime.errors import ConfigError, DivergedError, PromptError, ShapeError
+
+PromptIds: TypeAlias = "Tensor | Sequence[int] | None"
+
+# A prompt is read in parts of this many steps, so that a long one needs no more memory than a short one.
+_READ_STEPS = 1024
+
+
+class Decoded(NamedTuple):
+    """Sequences, time-major; behind a row's end, `tokens` holds the end symbol and `log_probs` zeros.
+
+    tokens: (T, B) int64, the prompt not among them.
+    lengths: (B,) int64, tokens of each row before its end symbol.
+    log_probs: (T, B) in nats, log p(y(t) | y(<t)) under the model itself (before any filter), end symbol included.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    log_probs: Tensor
+
+
+class _Step(NamedTuple):
+    tokens: Tensor
+    alive: Tensor
+    log_probs: Tensor
+
+
+def greedy(
+    model: Steppable, prompt: PromptIds = None, *, length: int, samples: int = 1, stop: EndSymbol | None = None
+) -> Decoded:
+    """The likeliest token at every step, which need not be the likeliest sequence.
+
+    Arguments, results and errors are those of `sample`.
+    """
+    return sample(model, prompt, length=length, samples=samples, seed=0, temperature=0.0, stop=stop)
+
+
+def sample(
+    model: Steppable,
+    prompt: PromptIds = None,
+    *,
+    length: int,
+    samples: int = 1,
+    seed: int | torch.Generator | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: EndSymbol | None = None,
+) -> Decoded:
+    """Ancestral sampling: y(t) drawn from p(y(t) | y(<t)), as the filters change it (`throughtime.decoding.filters`).
+
+    Args:
+        model: anything `Steppable`; a `torch.nn.Module` is decoded as in eval mode.
+        prompt: what is read first: (T,) ids for all rows, or (T, B); by default the model's border token.
+        length: tokens to draw, at most.
+        samples: rows drawn at once from a (T,) prompt, each independent of the others.
+        seed: an int or a `torch.Generator`; the same one gives the same draws, on every device. Row i's draws do not
+            depend on the number of rows. (A model may round differently in batches of different sizes.)
+        temperature: divides the logits; 0 is greedy.
+        top_k: choose among the k likeliest tokens; 0: off.
+        top_p: choose among the likeliest tokens that sum to this probability; 1: off.
+        min_p: choose among tokens at least this fraction as likely as the likeliest; 0: off.
+        repetition_penalty: above 1, makes tokens of the prompt and output less likely; 1: off.
+        stop: the token that ends a row; without it every row has `length` tokens.
+
+    Raises:
+        PromptError: an empty prompt where the model has no border token, or ids outside its vocabulary.
+        ShapeError: the prompt is neither (T,) nor (T, B), or (T, B) together with `samples`.
+        ConfigError: a filter's setting is out of range, or the end symbol is none of the model's.
+    """
+    filters = Filters(temperature, top_k, top_p, min_p, repetition_penalty)
+    ids = _prompt(model, prompt, samples)  # (T, B)
+    steps = list(_steps(model, ids, length=length, seed=seed, filters=filters, stop=stop))
+    nothing = [torch.empty(0, ids.shape[1], dtype=kind) for kind in (torch.int64, torch.bool, torch.float64)]
+    # Stacked outside of inference mode, so that a loss of these tokens may be differentiated.
+    tokens, alive, log_probs = (torch.stack(part) for part in zip(*steps, strict=True)) if steps else nothing
+    return Decoded(tokens, alive.sum(0), log_probs)
+
+
+def stream(
+    model: Steppable,
+    prompt: PromptIds = None,
+    *,
+    length: int,
+    samples: int = 1,
+    seed: int | torch.Generator | None = None,
+    filters: Filters | None = None,
+    stop: EndSymbol | None = None,
+) -> Iterator[Int[Tensor, " B"]]:
+    """The tokens of `sample`, one (B,) on the CPU for each step, as they are drawn.
+
+    Arguments and errors are those of `sample`. Close the iterator to stop earlier.
+    """
+    ids = _prompt(model, prompt, samples)  # (T, B)
+    steps = _steps(model, ids, length=length, seed=seed, filters=filters or Filters(), stop=stop)
+    # Copied outside of inference mode, so that a loss of these tokens may be differentiated.
+    return (step.tokens.clone() for step in steps)
+
+
+@torch.inference_mode()
+def _steps(
+    model: Steppable,
+    tokens: Int[Tensor, "T B"],
+    *,
+    length: int,
+    seed: int | torch.Generator | None,
+    filters: Filters,
+    stop: EndSymbol | None,
+) -> Iterator[_Step]:
+    if length < 0:
+        raise ConfigError(f"decoding: length must be >= 0 tokens, got {length}")
+    rows = tokens.shape[1]
+    end = None if stop is None else stop.id_for(model)
+    uniforms = RowUniforms(rows, new_seed() if seed is None else seed)
+    alive = torch.ones(rows, dtype=torch.bool)
+    seen = _seen(tokens, model.vocabulary_size) if filters.counts_repetitions else None
+    if length > 0:
+        logits, state = _read(model, tokens)
+    for index in range(length):
+        chosen = _draw(logits, seen, filters, uniforms, end)  # (B,)
+        log_probs = _log_probs(model, logits, chosen).where(alive, 0.0)
+        if end is not None:
+            chosen = chosen.where(alive, end)
+            alive = alive & (chosen != end)
+        yield _Step(chosen, alive, log_probs)
+        if index + 1 == length or not alive.any():
+            return
+        fed = chosen.to(logits.device)
+        if seen is not None:
+            seen.scatter_(-1, fed[:, None], True)
+        with _as_in_eval_mode(model):
+            logits, state = model.step(fed, state)
+
+
+def _prompt(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor, "T B"]:
+    """The prompt of every row, on the model's device."""
+    device = _device_of(model, prompt)
+    tokens = torch.as_tensor([] if prompt is None else prompt, dtype=torch.int64, device=device)
+    if tokens.dim() not in (1, 2) or (tokens.dim() == 2 and samples != 1):
+        raise ShapeError(
+            f"decoding: a prompt must be (T,), or (T, B) with samples=1, got {tuple(tokens.shape)} with "
+            f"samples={samples}; time comes first"
+        )
+    if not len(tokens):
+        border = border_of(model)
+        if border is None:
+            raise PromptError(f"decoding: {type(model).__name__} has no border_id to begin with; give it a prompt")
+        tokens = torch.full((1, *tokens.shape[1:]), border, device=device)
+    outside = tokens[(tokens < 0) | (tokens >= model.vocabulary_size)]
+    if len(outside):
+        raise PromptError(
+            f"decoding: prompt ids must be in 0..{model.vocabulary_size - 1}, the vocabulary of "
+            f"{type(model).__name__}, got {int(outside[0])}; encode the prompt with the model's own tokenizer"
+        )
+    return tokens if tokens.dim() == 2 else tokens[:, None].expand(-1, samples)  # (T, B)
+
+
+def _device_of(model: Steppable, prompt: PromptIds) -> torch.device:
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    if parameter is not None:
+        return parameter.device
+    return prompt.device if isinstance(prompt, Tensor) else torch.device("cpu")
+
+
+def _seen(tokens: Int[Tensor, "T B"], vocabulary_size: int) -> Tensor:
+    """Which tokens each row's prompt holds, (B, V) bool."""
+    seen = torch.zeros(tokens.shape[1], vocabulary_size, dtype=torch.bool, device=tokens.device)
+    return seen.scatter_(-1, tokens.T, True)
+
+
+def _read(model: Steppable, tokens: Int[Tensor, "T B"]) -> tuple[Tensor, object]:
+    """Logits (B, V) after the whole prompt, and the state."""
+    with _as_in_eval_mode(model):
+        state = model.initial_state(tokens.shape[1])
+        if isinstance(model, Reading):
+            for part in torch.split(tokens, _READ_STEPS):
+                logits, state = model.read(part, state)
+        else:
+            for row in tokens:
+                logits, state = model.step(row, state)
+    return logits, state
+
+
+def _draw(
+    logits: Float[Tensor, "B V"], seen: Tensor | None, filters: Filters, uniforms: RowUniforms, end: int | None
+) -> Int[Tensor, " B"]:
+    """One token of each row, on the CPU, by inverting the cumulative distribution."""
+    if seen is not None and end is not None:
+        # The end of a text is no repetition: a border in the prompt must not make texts run on.
+        seen[:, end] = False
+    allowed = filters.apply(logits, seen)
+    if filters.temperature == 0:
+        return allowed.argmax(-1).cpu()
+    cumulative = allowed.softmax(-1).cpu().cumsum(-1)  # (B, V), float64
+    heights = uniforms.draw()[:, None] * cumulative[:, -1:]  # (B, 1)
+    # right=True finds the first token that rises above the height: it has a probability, even at height 0.
+    chosen = torch.searchsorted(cumulative, heights, right=True)[:, 0]
+    # Only where the logits are not numbers is there no such token; `_log_probs` tells of that.
+    return chosen.clamp(max=logits.shape[-1] - 1)
+
+
+def _log_probs(model: Steppable, logits: Float[Tensor, "B V"], chosen: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """log p of the chosen tokens under the model itself, in nats.
+
+    Raises:
+        DivergedError: the logits are not numbers.
+    """
+    log_probs = logits.double().log_softmax(-1).cpu().gather(-1, chosen[:, None])[:, 0]
+    if not log_probs.isfinite().all():
+        raise DivergedError(
+            f"decoding: {type(model).__name__} gave logits that are not finite; its weights have diverged: "
+            "train again with a lower learning rate, or take an earlier checkpoint"
+        )
+    return log_probs
+
+
+@contextmanager
+def _as_in_eval_mode(model: object) -> Iterator[None]:
+    """No dropout while decoding, and every module as it was afterwards."""
+    training: list[nn.Module] = []
+    if isinstance(model, nn.Module) and model.training:
+        training = [part for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

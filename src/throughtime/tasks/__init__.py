@@ -1,0 +1,1 @@
+"""Tasks, wired: data, model, metric and decoding."""

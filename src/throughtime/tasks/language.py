@@ -1,0 +1,269 @@
+"""Language modelling, wired: text → tokens → streams → model → training → evaluation → generation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from throughtime.configuration import apply_overrides, read_toml, validate
+from throughtime.data.config import DataConfig
+from throughtime.data.formats import ErrorPolicy
+from throughtime.data.sources import Split, TextSource
+from throughtime.data.streams import Batch, TokenStreams
+from throughtime.data.tokenizers import KINDS, Tokenizer
+from throughtime.data.tokens import TokenFile, prepare
+from throughtime.errors import DataError, RunFolderError
+from throughtime.layers import SequenceLoss
+from throughtime.models.language import LanguageModel, LanguageModelConfig
+from throughtime.storage import write_file
+from throughtime.tasks.configuration import LanguageConfiguration, merged
+from throughtime.tasks.evaluation import TextSize, nats, units
+from throughtime.training import distributed
+from throughtime.training.distributed import Distribution
+from throughtime.training.loop import Outcome, Trainer
+from throughtime.training.run_folder import RunFolder
+from throughtime.training.task import Loss
+
+NAME = "lm"
+_KINDS = tuple(kind for kind in KINDS if kind != "file")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The tokens to train on and those held out, with the tokenizer that made both."""
+
+    tokenizer: Tokenizer
+    train: TokenFile
+    valid: TokenFile
+
+
+class LanguageTask:
+    """A language model and its text, as the training loop wants them (`throughtime.training.task.Task`)."""
+
+    name = NAME
+
+    def __init__(
+        self, model: LanguageModel, texts: Texts, config: LanguageConfiguration, distribution: Distribution
+    ) -> None:
+        self.model: nn.Module = model
+        self._save = model.save
+        self.texts = texts
+        self.distribution = distribution
+        self.batch_size, self.window = config.training.batch_size, config.training.window
+        self.streams = TokenStreams(
+            texts.train,
+            self.batch_size,
+            self.window,
+            rank=distribution.rank,
+            world_size=distribution.world_size,
+        )
+        self.batches_per_epoch = self.streams.batches_per_epoch
+        self._loss = SequenceLoss()
+        self._size = TextSize.of(texts.train)
+        self._valid_size = TextSize.of(texts.valid)
+
+    def batch(self, index: int) -> Batch:
+        """Window `index` of the contiguous streams."""
+        return self.streams.batch(index)
+
+    def loss(self, model: nn.Module, batch: Batch, carried: tuple[Tensor, ...] | None) -> Loss:
+        """L = −Σ log p(y(t) | y(1..t−1)) over a window, from the state carried over and cleared at borders."""
+        logits, state = model(batch.inputs, carried, resets=batch.resets)
+        total, count = self._loss(logits, batch.targets, count=batch.count)
+        return Loss(total, count, tuple(tensor.detach() for tensor in state))
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The held-out loss in every unit, over all processes."""
+        loss = nats(
+            model,
+            self.texts.valid,
+            batch_size=self.batch_size,
+            window=self.window,
+            rank=self.distribution.rank,
+            world_size=self.distribution.world_size,
+            total=self.distribution.sum,
+        )
+        return {"loss": loss, **units(loss, self._valid_size)}
+
+    def describe(self, loss: float) -> dict[str, float]:
+        """The unit that people read for this tokenizer."""
+        name = {"bytes": "bits_per_byte", "chars": "bits_per_character"}.get(self.texts.tokenizer.kind, "perplexity")
+        return {name: units(loss, self._size)[name]}
+
+    def save_model(self, folder: Path) -> None:
+        """model.safetensors, config.json and tokenizer.json."""
+        self._save(folder)
+
+
+def train(
+    data: Sequence[str],
+    run: Path,
+    *,
+    valid: Sequence[str] = (),
+    column: str | None = None,
+    errors: str | None = None,
+    config_file: Path | None = None,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    tensorboard: bool = False,
+) -> Outcome:
+    """Train a language model into the folder `run`, or go on with one (`resume`).
+
+    The configuration is that of `config_file` (of the run itself when resuming), then what `overrides` set as
+    "section.key=value", then the other arguments.
+
+    Raises:
+        ConfigError: unknown keys or values out of range, all at once.
+        DataError: a text that cannot be read, or is too short.
+        RunFolderError: `run` is taken, or is no run of this task, or its text has changed.
+        DivergedError, Interrupted, CheckpointError, StorageError: see `Trainer.fit`.
+    """
+    given: dict[str, Any] = {"paths": list(data), "valid": list(valid), "column": column, "errors": errors}
+    section: dict[str, dict[str, Any]] = {"data": {key: value for key, value in given.items() if value}}
+    if tensorboard:
+        section["training"] = {"tensorboard": True}
+    folder = RunFolder.open(run, NAME) if resume else None
+    source = folder.config if folder is not None else config_file
+    base = read_toml(source) if source is not None else {}
+    where = str(source or "configuration") if not overrides else f"{source or 'configuration'} with --set"
+    values = merged(apply_overrides(base, overrides), section)
+    return train_configured(validate(LanguageConfiguration, values, where=where), run, resume=resume)
+
+
+def train_configured(config: LanguageConfiguration, run: Path, *, resume: bool = False) -> Outcome:
+    """Train by a whole configuration; see `train`."""
+    distribution = distributed.start(config.training)
+    try:
+        texts = prepare_texts(
+            config.data, distribution, tokenizer=Tokenizer.load(run / "tokenizer.json") if resume else None
+        )
+        model = LanguageModel(
+            LanguageModelConfig(
+                **config.model.model_dump(),
+                vocabulary_size=texts.tokenizer.vocabulary_size,
+                border_id=texts.tokenizer.border_id,
+            )
+        )
+        model.tokenizer_json = texts.tokenizer.to_json()
+        task = LanguageTask(model, texts, config, distribution)
+        folder = _folder(run, config, texts, distribution, resume=resume)
+        return Trainer(task, config.training, folder, distribution).fit(resume=resume)
+    finally:
+        distribution.close()
+
+
+def prepare_texts(data: DataConfig, distribution: Distribution, *, tokenizer: Tokenizer | None = None) -> Texts:
+    """Read, split and tokenize the text of a configuration; the main process prepares, the others open its work.
+
+    Raises:
+        DataError: a text that cannot be read.
+    """
+
+    def source(paths: Sequence[str], split: Split) -> TextSource:
+        return TextSource(
+            paths, column=data.column, errors=data.errors, split=split, valid_fraction=data.valid_fraction
+        )
+
+    train = source(data.paths, "all" if data.valid else "train")
+    valid = source(data.valid, "all") if data.valid else source(data.paths, "valid")
+    made: list[Tokenizer] = [tokenizer] if tokenizer is not None else []
+
+    def prepare_all() -> None:
+        if not made:
+            made.append(_tokenizer(data, train))
+        for part in (train, valid):
+            prepare(part, made[0])
+
+    distribution.on_main(prepare_all)
+    tokenizer = made[0] if made else _tokenizer(data, train)
+    return Texts(tokenizer, prepare(train, tokenizer), prepare(valid, tokenizer))
+
+
+def _tokenizer(data: DataConfig, source: TextSource) -> Tokenizer:
+    if data.tokenizer in _KINDS:
+        limit = data.vocabulary_size if data.tokenizer in ("words", "bpe") else None
+        return Tokenizer.train(data.tokenizer, source, vocabulary_size=limit)
+    path = Path(data.tokenizer)
+    if not path.is_file():
+        raise DataError(
+            f"data.tokenizer: expected one of {', '.join(_KINDS)}, or the path of a tokenizer.json, "
+            f"got {data.tokenizer!r}, which is neither"
+        )
+    return Tokenizer.load(path)
+
+
+def _folder(
+    run: Path, config: LanguageConfiguration, texts: Texts, distribution: Distribution, *, resume: bool
+) -> RunFolder:
+    """The run folder with its configuration, tokenizer and a note of the text; only then is it a run.
+
+    Raises:
+        RunFolderError: resumed on another text than the run was begun with.
+    """
+    note = {part: _size_note(stream) for part, stream in (("train", texts.train), ("valid", texts.valid))}
+    if resume:
+        _check_same_text(run, note)
+
+    def make() -> None:
+        folder = RunFolder.open(run, NAME) if resume else RunFolder.create(run, NAME)
+        write_file(folder.config, config.toml())
+        write_file(run / "tokenizer.json", texts.tokenizer.to_json())
+        write_file(run / "data.json", json.dumps(note, indent=2) + "\n")
+        folder.tidy()
+
+    distribution.on_main(make)
+    return RunFolder.open(run, NAME)
+
+
+def _size_note(stream: TokenFile) -> dict[str, Any]:
+    return {**TextSize.of(stream)._asdict(), "documents": stream.n_documents, "fingerprint": stream.folder.name}
+
+
+def _check_same_text(run: Path, note: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads((run / "data.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        raise RunFolderError(
+            f"run folder {run}: its data.json is missing or damaged; restore it, or train again"
+        ) from None
+    changed = [part for part in note if before.get(part, {}).get("fingerprint") != note[part]["fingerprint"]]
+    if changed:
+        raise RunFolderError(
+            f"run folder {run}: the {' and '.join(changed)} text is not the one that the run was begun with "
+            f"({before[changed[0]]['bytes']} bytes then, {note[changed[0]]['bytes']} now); "
+            "restore it, or train into another --run"
+        )
+
+
+def load(run: Path) -> tuple[LanguageModel, Tokenizer, LanguageConfiguration]:
+    """The model, tokenizer and configuration of a run folder.
+
+    Raises:
+        RunFolderError: no run folder, one of another task or of a newer version, or one without a model yet.
+        CheckpointError: the weights are damaged.
+    """
+    folder = RunFolder.open(run, NAME)
+    config = validate(LanguageConfiguration, read_toml(folder.config), where=str(folder.config))
+    return LanguageModel.load(run), Tokenizer.load(run / "tokenizer.json"), config
+
+
+def evaluate(
+    run: Path, data: Sequence[str], *, column: str | None = None, errors: ErrorPolicy = "strict"
+) -> dict[str, Any]:
+    """How well a run's model predicts `data`: nats, bits and perplexity, over every token once.
+
+    Raises:
+        RunFolderError, CheckpointError: see `load`.
+        DataError: a text that cannot be read.
+    """
+    model, tokenizer, config = load(run)
+    source = TextSource(data, column=column or config.data.column, errors=errors)
+    stream = prepare(source, tokenizer)
+    size = TextSize.of(stream)
+    loss = nats(model, stream, batch_size=config.training.batch_size, window=config.training.window)
+    return {"nats_per_token": loss, **units(loss, size), **size._asdict(), "documents": stream.n_documents}

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -155,15 +155,14 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _write(source: Source, tokenizer: Tokenizer, folder: Path, progress: Progress | None) -> None:
     size = source.size
-    with replacing_folder(folder) as fresh:
-        writer = _Writer(fresh, tokenizer)
+    with replacing_folder(folder) as fresh, _Writer(fresh, tokenizer) as writer:
         for document in source.documents():
             writer.open_document()
             for ids in tokenizer.encode_chunks(writer.counted(document.chunks())):
                 writer.write(ids)
                 if progress is not None:
                     progress(min(writer.bytes, size), size)
-        writer.close()
+        writer.finish()
     if progress is not None:
         progress(size, size)
 
@@ -181,6 +180,13 @@ class _Writer:
         self._documents = 0
         self._starts: list[int] = []
         self._shard: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        if self._shard is not None:
+            self._shard.close()
 
     def open_document(self) -> None:
         self._starts.append(sum(self._sizes))
@@ -205,7 +211,7 @@ class _Writer:
             self._sizes[-1] += len(part)
             ids = ids[len(part) :]
 
-    def close(self) -> None:
+    def finish(self) -> None:
         self.write(self._border)
         self._flush_starts()
         assert self._shard is not None

@@ -94,6 +94,8 @@ def words_model(source: Source, vocabulary_size: int | None) -> Model:
 
     _check_limit("words", vocabulary_size, least=4)
     counts = _count_words(source)
+    # A word spelt like the border is not the border.
+    counts.pop(BORDER, None)
     specials = {word: counts.pop(word, 0) for word in (END_OF_LINE, UNKNOWN_WORD)}
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     kept = ranked[: None if vocabulary_size is None else vocabulary_size - 3]

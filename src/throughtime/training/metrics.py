@@ -22,11 +22,11 @@ class MetricsLog:
     def __init__(self, path: Path, *, after_step: int, tensorboard: Path | None = None) -> None:
         """Open the log for steps past `after_step`: lines that a killed run wrote beyond its checkpoint go."""
         self.path = path
+        self._board = None if tensorboard is None else _summary_writer(tensorboard, after_step)
         kept = [record for record in read_metrics(path) if record["step"] <= after_step] if after_step else []
         write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
         with storage_errors(path):
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = None if tensorboard is None else _summary_writer(tensorboard, after_step)
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Append one record.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NOTICE = b"\nstopping after this step; Ctrl-C again leaves at once, without saving\n"
 
 
 class StopSignals:
-    """While entered, the first SIGINT or SIGTERM sets `received`, and nothing else happens.
+    """While entered, the first SIGINT or SIGTERM sets `received`, and says so on stderr.
 
     A second Ctrl-C raises KeyboardInterrupt at once where `insistent` is true; under torchrun it is false, as
     torchrun passes on a Ctrl-C that the terminal has sent to every process already. Outside the main thread Python
@@ -35,4 +37,7 @@ class StopSignals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and self._insistent and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None and self._insistent:
+            # Not print: the signal may have come in the midst of another print to the same buffer.
+            os.write(2, _NOTICE)
         self.received = number

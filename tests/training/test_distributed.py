@@ -1,0 +1,111 @@
+"""Two processes over gloo against one with the double batch, and the ways a run moves between them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from throughtime.errors import ConfigError, StorageError
+from throughtime.training import distributed
+from throughtime.training.config import TrainingConfig
+from throughtime.training.metrics import read_metrics
+
+SCRIPT = Path(__file__).parent / "toy_run.py"
+KEYS = ["dropout=0", "gradient_accumulation=2", "checkpoint_every=10", "log_every=10", 'schedule="constant"']
+
+
+def run(processes: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*launcher, str(SCRIPT), str(folder), *KEYS, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+
+
+def assert_close(here: Path, there: Path) -> None:
+    left, right = load_file(here / "model.safetensors"), load_file(there / "model.safetensors")
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(tensor, right[name], rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
+    two = run(2, tmp_path / "two", "batch_size=2", "max_steps=30")
+    assert two.returncode == 0, two.stderr
+    one = run(1, tmp_path / "one", "batch_size=4", "max_steps=30")
+    assert one.returncode == 0, one.stderr
+    assert_close(tmp_path / "one", tmp_path / "two")
+    assert two.stderr.count("held-out") == one.stderr.count("held-out")  # one process talks
+    logs = [
+        [(line["kind"], line["step"], line["loss"]) for line in read_metrics(folder / "metrics.jsonl")]
+        for folder in (tmp_path / "one", tmp_path / "two")
+    ]
+    assert [line[:2] for line in logs[0]] == [line[:2] for line in logs[1]]
+    assert [line[2] for line in logs[0]] == pytest.approx([line[2] for line in logs[1]], rel=1e-4)
+
+    # Resumed by two, nothing is lost; resumed by one, the carried state is, and that is said.
+    again = run(2, tmp_path / "two", "batch_size=2", "max_steps=40", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step 30\n" in again.stderr
+    longer = run(1, tmp_path / "one", "batch_size=4", "max_steps=40", "--resume")
+    assert longer.returncode == 0, longer.stderr
+    assert_close(tmp_path / "one", tmp_path / "two")
+    alone = run(1, tmp_path / "two", "batch_size=2", "max_steps=42", "--resume")
+    assert alone.returncode == 0, alone.stderr
+    assert "resuming at step 40: the number of processes or the batch size has changed" in alone.stderr
+
+
+@pytest.mark.slow
+def test_a_failure_of_the_main_process_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("taken")
+    result = run(2, tmp_path / "file", "max_steps=3")
+    assert result.returncode != 0
+    assert "error: run folder" in result.stderr
+    assert "error: process 1: process 0 could not write the run folder; see its message" in result.stderr
+
+
+def test_a_process_by_itself(tmp_path: Path) -> None:
+    alone = distributed.start(TrainingConfig(device="cpu", precision="fp32"))
+    assert (alone.rank, alone.world_size, alone.is_main, alone.device.type) == (0, 1, True, "cpu")
+    assert alone.sum([1.0, 2.5]) == [1.0, 2.5]
+    assert alone.gather(b"abc") == [b"abc"]
+    called: list[int] = []
+    alone.on_main(lambda: called.append(1))
+    assert called == [1]
+
+    def fail() -> None:
+        raise StorageError("cannot write x")
+
+    with pytest.raises(StorageError, match="cannot write x"):
+        alone.on_main(fail)
+
+
+def test_the_seed_decides_the_weights() -> None:
+    draws = []
+    for seed in (1, 1, 2):
+        distributed.start(TrainingConfig(device="cpu", seed=seed))
+        draws.append(torch.rand(3).tolist())
+    assert draws[0] == draws[1] != draws[2]
+
+
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, in_hardware: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: in_hardware)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert distributed.start(TrainingConfig(device="cpu")).precision == ("bf16" if in_hardware else "fp32")
+    assert distributed.start(TrainingConfig(device="cpu", precision="fp32")).precision == "fp32"
+    assert distributed.start(TrainingConfig(device="cpu", precision="bf16")).precision == "bf16"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(
+        ConfigError, match=r"training.device: cuda is asked for, but torch sees no CUDA device; use auto"
+    ):
+        distributed.start(TrainingConfig(device="cuda"))

@@ -32,7 +32,9 @@ from throughtime.storage import replacing_folder, storage_errors
 SHARD_TOKENS = 1 << 26
 """Ids in a shard file."""
 _VERSION = 1
-_RESIDENT = 1 << 25
+_RESIDENT = 1 << 26
+# Linux maps this much around each page that is asked for (bytes).
+_FAULT_AROUND = 1 << 16
 _FLUSH = 1 << 16
 
 Progress = Callable[[int, int], None]
@@ -73,7 +75,7 @@ class ShardedTokens:
 
     def _forget(self, count: int) -> None:
         """Give pages back to the system from time to time: else the whole text would count as this process's memory."""
-        self._read += count
+        self._read += max(count * self.dtype.itemsize, _FAULT_AROUND)
         if self._read > _RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
             self._read = 0
             for shard in self._shards:

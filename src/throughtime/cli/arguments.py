@@ -20,7 +20,8 @@ def spread(arguments: Sequence[str], options: Iterable[str] = SEVERAL) -> list[s
         if word == "--":
             return [*result, *arguments[position:]]
         if word.startswith("-") and word != "-":
-            current, used = (word, False) if word in several else ("", True)
+            name, equals, _ = word.partition("=")
+            current, used = (name, bool(equals)) if name in several else ("", True)
             result.append(word)
         elif current and used:
             result += [current, word]

@@ -124,4 +124,5 @@ def _misuse(error: Any) -> str:
         names = [name for parameter in context.command.get_params(context) for name in parameter.opts]
         nearest = difflib.get_close_matches(option, names, n=1, cutoff=0.5)
         where = f"did you mean {nearest[0]}? {where}" if nearest else where
-    return f"{message[:1].lower()}{message[1:]}; {where}"
+    separator = " " if message.endswith("?") else "; "
+    return f"{message[:1].lower()}{message[1:]}{separator}{where}"

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# Shapes and types of the tensor floors are checked in every call of every test (not in programs that tests start).
+install_import_hook(
+    [f"throughtime.{name}" for name in ("kernels", "cells", "recurrence", "layers", "nn")], "beartype.beartype"
+)
 
 # Timing never decides a test: a shared machine may be slow at any moment.
 settings.register_profile("throughtime", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)

@@ -65,8 +65,8 @@ class _TwiceDifferentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Recurrence, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*tensors)
-        # Tensors are autograd's to keep, to free and to guard against changes in place: the rest is kept here.
-        ctx.call = _with_tensors(call, [None for _ in tensors])
+        # Tensors are autograd's to keep, to free and to guard against changes in place: here are only their shapes.
+        ctx.call = _with_tensors(call, [None if t is None else torch.empty_like(t, device="meta") for t in tensors])
         ctx.autocast = _autocast_now(call.inputs.device.type)
         ctx.leaves, ctx.results = _differentiable(call, tensors, _fused)
         ctx.set_materialize_grads(False)
@@ -178,9 +178,10 @@ def _forward_in_time(call: Recurrence, inputs: Tensor, lengths: Tensor | None) -
     train = torch.is_grad_enabled()
     options = (weights, cell.weights.bias_ih is not None, 1, 0.0, train, False)
     with warnings.catch_warnings():
-        # cuDNN would like the weights in one chunk; they are made into one for the call, which costs a copy.
-        if inputs.is_cuda:
-            warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        # cuDNN would like the weights in one chunk; they are made into one for the call, which costs a copy. oneDNN
+        # leaves projections to ATen. Neither is anything that a caller could do something about.
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
         if lengths is None:
             outputs, *final = kernel(inputs, hidden, *options, False)
             return (outputs, *[field[0] for field in final])

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class StepEquations(Protocol):
     """A cell together with the weights that it uses this time.
 
@@ -67,6 +68,7 @@ class Unfolded(NamedTuple):
     gates: Any = None
 
 
+@runtime_checkable
 class Engine(Protocol):
     """One way of computing a `Recurrence`. A new engine is a module with these two, listed in `dispatch.ENGINES`."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 # Shapes and types of the tensor floors are checked in every call of every test (not in programs that tests start).
-install_import_hook(
+jaxtyping.install_import_hook(
     [f"throughtime.{name}" for name in ("kernels", "cells", "recurrence", "layers", "nn")], "beartype.beartype"
 )
 
@@ -32,3 +33,11 @@ def shared_data() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test session prepares texts in a cache of its own, never in the user's."""
     monkeypatch.setenv("THROUGHTIME_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Annotations are not checked: for tests of what a function itself says to arguments that do not fit."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -3,12 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RUN    ?= runs/demo
 
 .PHONY: demo test check install bench coverage clean
 
 demo: install          ## train on Python's own standard library, evaluate, and write some text
-	$(BIN)/throughtime demo --run $(RUN)
+	$(BIN)/throughtime demo
 
 test: install          ## all tests, with coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term

@@ -96,7 +96,7 @@ class LanguageModel(Model):
     """p(y(t) | y(1..t-1)) by a recurrent network.
 
     `LanguageModel(vocabulary_size=..., hidden_size=..., ...)` takes the keys of `LanguageModelConfig`, or one as
-    `config`. Tokens are int64 and time-major, (T, B). A state is a flat tuple of tensors; their second axis is the batch.
+    `config`. Tokens are int64 and time-major, (T, B). A state is a flat tuple of tensors with the batch as second axis.
 
         >>> import torch, throughtime as tt
         >>> model = tt.models.LanguageModel(vocabulary_size=10, hidden_size=8, embedding_size=4)
@@ -192,8 +192,8 @@ class LanguageModel(Model):
         self, tokens: Int[Tensor, " B"], state: Sequence[Tensor]
     ) -> tuple[Float[Tensor, "B V"], tuple[Tensor, ...]]:
         """Logits of the next token after one more token of each row, and the new state."""
-        logits, state = self(tokens[None], state)
-        return logits[0], state
+        logits, after = self(tokens[None], state)
+        return logits[0], after
 
     def read(
         self, tokens: Int[Tensor, "T B"], state: Sequence[Tensor]

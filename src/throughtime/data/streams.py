@@ -131,6 +131,7 @@ class EvaluationStreams:
         steps = min(self.window, self._context + self._share - start)
         inputs = np.full((self.batch_size, steps), self._border, np.int64)
         targets = np.full((self.batch_size, steps), IGNORED, np.int64)
+        resets = np.zeros((self.batch_size, steps), np.bool_)
         for row in range(self.batch_size):
             first = (self._first_row + row) * self._share  # the row's own first input
             last = min(first + self._share, self.predicted)
@@ -140,10 +141,10 @@ class EvaluationStreams:
                 continue
             text = self._tokens[low : high + 1].astype(np.int64)
             inputs[row, low - at : high - at] = text[:-1]
+            resets[row, low - at : high - at] = text[:-1] == self._border
             counts = max(first, low)
             if counts < high:
                 targets[row, counts - at : high - at] = text[1 + counts - low :]
-        resets = inputs == self._border  # (B, T)
         if index == 0:
             resets[:, 0] = True
         count = int((targets != IGNORED).sum())

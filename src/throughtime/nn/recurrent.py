@@ -123,7 +123,7 @@ class RecurrentLayer(StackedParameters):
         state: Any = None,
         *,
         lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
-        resets: Bool[Tensor, "T B"] | None = None,
+        resets: Bool[Tensor, "T B"] | Bool[Tensor, " T"] | None = None,
         return_states: str | None = None,
     ) -> Any:
         """Run the layers over a batch of sequences.
@@ -132,8 +132,8 @@ class RecurrentLayer(StackedParameters):
             inputs: (T, B, I), (B, T, I) with `batch_first`, (T, I) for one sequence, or a `PackedSequence`.
             state: h_0, or (h_0, c_0), each (L · D, B, H) as in `torch.nn`; zeros when missing.
             lengths: the number of steps of each sequence, in any order, zero allowed.
-            resets: true at [t, b], or [b, t] with `batch_first`, where row b begins a new sequence: its state is
-                cleared before step t.
+            resets: true at [t, b] ([b, t] with `batch_first`, [t] for one sequence) where row b begins a new
+                sequence: its state is cleared before step t.
             return_states: "all" returns every state and gate too.
 
         Returns:
@@ -148,8 +148,8 @@ class RecurrentLayer(StackedParameters):
             raise UsageError(f"{type(self).__name__}: return_states must be 'all' or None, got {return_states!r}")
         if isinstance(inputs, PackedSequence):
             return self._forward_packed(inputs, state, lengths, resets, return_states)
-        batched = inputs.dim() == 3
         x, lengths, resets = self._time_major(inputs, lengths, resets)
+        batched = inputs.dim() == 3
         initial = self._initial_states(x, state, batched)
         found: list[list[Unfolded]] = []
         for layer in range(self.num_layers):

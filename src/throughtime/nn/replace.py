@@ -47,14 +47,15 @@ def replace_torch_layers(module: nn.Module) -> int:
 def _remade(old: nn.Module) -> nn.Module:
     kind = type_before_parametrizations(old)
     new = _MAKERS[kind](old)
+    parameters = dict(old.named_parameters(recurse=False, remove_duplicate=False))
     # Old-style weight norm and pruning put other parameters in the place of the layer's own.
-    if is_parametrized(old) or set(old._parameters) != set(new._parameters):
+    if is_parametrized(old) or parameters.keys() != dict(new.named_parameters()).keys():
         raise UsageError(
             f"replace_torch_layers: a torch.nn.{kind.__name__} has parametrised weights; remove the parametrisation "
             "first (torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.remove_weight_norm, "
             "torch.nn.utils.prune.remove)"
         )
-    for name, parameter in old._parameters.items():
+    for name, parameter in parameters.items():
         setattr(new, name, parameter)
     # The very tables of hooks, so that the handles given out for them go on working.
     vars(new).update({name: value for name, value in vars(old).items() if "hook" in name})

@@ -50,7 +50,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
     """`values` with each "section.key=value" set; the value is read as TOML, and as plain text where it is not TOML.
 
     Raises:
-        ConfigError: an override is not of the form section.key=value.
+        ConfigError: an override is not of the form section.key=value, or there is no section to hold the key.
     """
     merged: dict[str, Any] = {name: dict(part) if isinstance(part, Mapping) else part for name, part in values.items()}
     for override in overrides:
@@ -58,7 +58,11 @@ def apply_overrides(values: Mapping[str, Any], overrides: Iterable[str]) -> dict
         section, dot, key = name.strip().partition(".")
         if not equals or not dot or not section or not key:
             raise ConfigError(f"--set {override}: expected section.key=value, for example training.batch_size=32")
-        merged.setdefault(section, {})[key] = _toml_value(text.strip())
+        if not isinstance(merged.setdefault(section, {}), dict):
+            raise ConfigError(
+                f"--set {override}: {section} is {merged[section]!r}, not a section [{section}] with keys"
+            )
+        merged[section][key] = _toml_value(text.strip())
     return merged
 
 

@@ -59,7 +59,9 @@ class SequenceLoss(nn.Module):
 
     def forward(self, logits: Float[Tensor, "T B V"], targets: Int[Tensor, "T B"], *, count: int | None = None) -> Loss:
         """The summed loss in nats; `count` spares counting the targets where the caller knows their number."""
+        # Half precision would lose most of a long sum.
+        precise = logits.to(torch.promote_types(logits.dtype, torch.float32))
         total = functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum"
+            precise.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
         )
         return Loss(total, int((targets != IGNORED).sum()) if count is None else count)

@@ -82,25 +82,49 @@ def validate(kind: type[Configuration], values: Mapping[str, Any], *, where: str
     try:
         return kind.model_validate(values)
     except pydantic.ValidationError as error:
-        faults = [_fault(kind, fault) for fault in error.errors()]
+        faults = _faults(kind, error.errors())
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise ConfigError(f"{where}: {count}: {'; '.join(faults)}") from None
 
 
-def _fault(kind: type[BaseModel], fault: Any) -> str:
-    location = [str(part) for part in fault["loc"]]
-    name = ".".join(location)
-    if fault["type"] == "extra_forbidden":
-        valid = _valid_keys(kind, location[:-1])
-        nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"valid here: {', '.join(valid)}"
-        return f"{name}: unknown key, {hint}"
-    if fault["type"] == "missing":
-        return f"{name}: missing, a value is required"
-    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-    got = fault["input"]
+def _faults(kind: type[BaseModel], errors: Iterable[Any]) -> list[str]:
+    """One line for each key; a key of several types has an error for each of them."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    for error in errors:
+        location = [str(part) for part in error["loc"]]
+        if error["type"] == "extra_forbidden":
+            valid = _valid_keys(kind, location[:-1])
+            nearest = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else f"valid here: {', '.join(valid)}"
+            # A section as its input: no "got" follows.
+            name, message, got = ".".join(location), f"unknown key, {hint}", {}
+        elif error["type"] == "missing":
+            name, message, got = ".".join(location), "missing, a value is required", {}
+        else:
+            name = _key(kind, location)
+            message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+            got = error["input"]
+        found.setdefault(name, []).append((message, got))
+    return [_line(name, faults) for name, faults in found.items()]
+
+
+def _line(name: str, faults: list[tuple[str, Any]]) -> str:
+    message, got = " or ".join(dict.fromkeys(message for message, _ in faults)), faults[0][1]
     # A rule over a whole section has the section as its input: its message says it all.
-    return f"{name}: {message}" if isinstance(got, Mapping) else f"{name}: {message}, got {got!r}"
+    start = f"{name}: " if name else ""
+    return f"{start}{message}" if isinstance(got, Mapping) else f"{start}{message}, got {got!r}"
+
+
+def _key(kind: type[BaseModel], location: list[str]) -> str:
+    """The dotted name of a key, without what pydantic adds for the types of a union."""
+    names: list[str] = []
+    for part in location:
+        names.append(part)
+        annotation = kind.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        kind = annotation
+    return ".".join(names)
 
 
 def _valid_keys(kind: type[BaseModel], path: list[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,6 +18,8 @@ from throughtime.errors import CheckpointError, ConfigError, RunFolderError
 from throughtime.storage import write_file
 
 FORMAT = 1
+_CHECKSUM = "sha256"
+_REMEDY = "put a sound one in its place, such as the model.safetensors of a folder in the run's checkpoints"
 
 
 class Model(nn.Module):
@@ -49,32 +53,25 @@ class Model(nn.Module):
         write_file(folder / "config.json", json.dumps(description, indent=2) + "\n")
         if self.tokenizer_json is not None:
             write_file(folder / "tokenizer.json", self.tokenizer_json)
-        write_file(folder / "model.safetensors", safetensors.torch.save(tensors))
+        write_file(folder / "model.safetensors", safetensors.torch.save(tensors, {_CHECKSUM: _digest(tensors)}))
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
         """The model that was saved to `folder`, on the CPU, in evaluation mode.
 
         Raises:
-            RunFolderError: no model there, one of another class, or one of a newer version.
+            RunFolderError: no model there, one of another class, one of a newer version, or files that cannot be read.
             CheckpointError: the weights are truncated, altered, or of other shapes.
         """
         folder = Path(folder)
         model = cls(cls._read_config(folder))
+        model.load_tensors(_read_tensors(folder), origin=folder / "model.safetensors")
         try:
-            tensors = safetensors.torch.load_file(folder / "model.safetensors")
+            model.tokenizer_json = (folder / "tokenizer.json").read_text("utf-8")
         except FileNotFoundError:
-            raise RunFolderError(
-                f"{folder}: no model.safetensors; the run has saved no model yet: go on with --resume"
-            ) from None
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(
-                f"{folder / 'model.safetensors'}: damaged ({error}); "
-                "go on with --resume from the last checkpoint to write it anew"
-            ) from None
-        model.load_tensors(tensors, origin=folder / "model.safetensors")
-        tokenizer = folder / "tokenizer.json"
-        model.tokenizer_json = tokenizer.read_text("utf-8") if tokenizer.exists() else None
+            model.tokenizer_json = None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{folder / 'tokenizer.json'}: cannot be read: {error}; restore the file") from None
         return model.eval()
 
     def load_tensors(self, tensors: dict[str, Tensor], *, origin: str | Path) -> None:
@@ -85,10 +82,13 @@ class Model(nn.Module):
         """
         own = self.tensors()
         wrong = sorted(own.keys() ^ tensors.keys())
-        wrong += [name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape]
+        wrong += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
         if wrong:
-            raise CheckpointError(f"{origin}: does not fit the model of config.json, first in {wrong[0]}; "
-                                  "was one of the two files changed by hand?")  # fmt: skip
+            expected, got = (tuple(there[wrong[0]].shape) if wrong[0] in there else "none" for there in (own, tensors))
+            raise CheckpointError(
+                f"{origin}: does not fit the model of config.json: {wrong[0]}: expected {expected}, got {got}; "
+                "put the two files back that were saved together"
+            )
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(tensors[name])
@@ -98,11 +98,13 @@ class Model(nn.Module):
         path = folder / "config.json"
         try:
             description = json.loads(path.read_text("utf-8"))
-            version, name, values = description["format"], description["model"], description["config"]
+            version, name, values = int(description["format"]), description["model"], description["config"]
         except FileNotFoundError:
-            raise RunFolderError(f"{folder}: not a run folder: no config.json there; check the path") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{path}: not a throughtime configuration: {error!r}; restore the file") from None
+            raise RunFolderError(
+                f"{folder}: expected a saved {cls.__name__}, got no config.json; check the path, or train first"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(f"{path}: expected a model's configuration: {error!r}; restore the file") from None
         if version > FORMAT:
             raise RunFolderError(
                 f"{path}: written by a newer throughtime (format {version}, this one reads up to {FORMAT}); upgrade"
@@ -113,3 +115,31 @@ class Model(nn.Module):
             return validate(cls.Config, values, where=str(path))
         except ConfigError as error:
             raise RunFolderError(str(error)) from None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and values, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of model.safetensors, verified where the file carries a checksum."""
+    path = folder / "model.safetensors"
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
+            expected = (file.metadata() or {}).get(_CHECKSUM)
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"{folder}: no model.safetensors: the run has not come to its first evaluation; go on with --resume"
+        ) from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); {_REMEDY}") from None
+    if expected not in (None, _digest(tensors)):
+        raise CheckpointError(f"{path}: altered: its SHA-256 is not the one it was written with; {_REMEDY}")
+    return tensors

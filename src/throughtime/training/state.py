@@ -119,7 +119,7 @@ def load_model_tensors(model: torch.nn.Module, tensors: Mapping[str, Tensor]) ->
         ConfigError: they are those of another model; names the first parameter that differs.
     """
     own = model_tensors(model.state_dict())
-    for name in own.keys() | tensors.keys():
+    for name in dict.fromkeys([*own, *tensors]):
         here = tuple(own[name].shape) if name in own else "none"
         there = tuple(tensors[name].shape) if name in tensors else "none"
         if here != there:

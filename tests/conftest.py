@@ -15,6 +15,9 @@ jaxtyping.install_import_hook(
     [f"throughtime.{name}" for name in ("kernels", "cells", "recurrence", "layers", "nn")], "beartype.beartype"
 )
 
+# Tests run side by side: more threads than cores wait for each other, a hundred times longer than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Timing never decides a test: a shared machine may be slow at any moment.
 settings.register_profile("throughtime", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("throughtime")

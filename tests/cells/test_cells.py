@@ -149,6 +149,15 @@ def test_first_and_second_derivatives_against_finite_differences(case: str) -> N
     assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True, check_undefined_grad=False)
 
 
+@pytest.mark.parametrize("case", CELLS)
+def test_a_built_in_cell_keeps_the_contract_of_every_cell(case: str) -> None:
+    cell = made(case)
+    x, fields = some(B, I), state_for(cell)
+    after = cell.step(cell.project_inputs(x), cell.State(*fields))
+    for got, right in zip(after, called(cell, x, fields), strict=True):
+        assert torch.equal(got, right)
+
+
 class _Unfolded(nn.Module):
     """The cell over two steps, as a function of its weights."""
 

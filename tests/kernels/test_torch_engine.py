@@ -141,6 +141,24 @@ def test_only_some_gradients_wanted() -> None:
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+class NoGradient(torch.autograd.Function):
+    """Hands no gradient back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> None:
+        return None
+
+
+def test_no_gradient_to_hand_on() -> None:
+    layer = made("LSTM", "torch")
+    NoGradient.apply(layer(data())[0]).sum().backward()
+    assert layer.weight_hh_l0.grad is None
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_within_activation_checkpointing(use_reentrant: bool) -> None:
     layer, x = made("LSTM", "torch"), data().requires_grad_()

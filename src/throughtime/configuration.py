@@ -90,6 +90,7 @@ def validate(kind: type[Configuration], values: Mapping[str, Any], *, where: str
 def _faults(kind: type[BaseModel], errors: Iterable[Any]) -> list[str]:
     """One line for each key; a key of several types has an error for each of them."""
     found: dict[str, list[tuple[str, Any]]] = {}
+    got: Any
     for error in errors:
         location = [str(part) for part in error["loc"]]
         if error["type"] == "extra_forbidden":

@@ -227,7 +227,7 @@ def test_a_regulariser_is_random_in_training_alone(keys: dict[str, float], cell:
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_all_regularisers_together_learn(cell: str) -> None:
-    keys = {name: 0.1 for name in REGULARISERS}
+    keys = dict.fromkeys(REGULARISERS, 0.1)
     torch.manual_seed(0)
     model = LanguageModel(
         vocabulary_size=5, cell=cell, hidden_size=16, embedding_size=16, num_layers=2, tied=True, layer_norm=True,

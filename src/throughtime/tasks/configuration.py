@@ -36,7 +36,12 @@ class LanguageConfiguration(BaseModel):
 
 def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `changes` laid over it, section by section."""
-    result = {name: dict(section) for name, section in base.items()}
+    result = dict(base)
     for name, section in changes.items():
-        result.setdefault(name, {}).update(section)
+        before = result.get(name, {})
+        if isinstance(before, Mapping) and isinstance(section, Mapping):
+            result[name] = {**before, **section}
+        elif isinstance(before, Mapping):
+            # What is no section stays visible: validation tells of it together with all other faults.
+            result[name] = section
     return result

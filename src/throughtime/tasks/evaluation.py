@@ -11,6 +11,7 @@ from torch import nn
 
 from throughtime.data.streams import EvaluationStreams
 from throughtime.data.tokens import TokenFile
+from throughtime.errors import DataError
 from throughtime.layers import SequenceLoss
 
 
@@ -23,7 +24,13 @@ class TextSize(NamedTuple):
 
     @classmethod
     def of(cls, stream: TokenFile) -> TextSize:
-        """The predicted tokens of a stream (the ends of documents among them), its bytes and characters."""
+        """The predicted tokens of a stream (the ends of documents among them), its bytes and characters.
+
+        Raises:
+            DataError: there are no characters in it.
+        """
+        if not stream.bytes:
+            raise DataError(f"data: expected text to predict, got {stream.n_documents} empty documents; give more text")
         return cls(len(stream.tokens) - 1, stream.bytes, stream.characters)
 
 

@@ -114,8 +114,8 @@ def train(
 ) -> Outcome:
     """Train a language model into the folder `run`, or go on with one (`resume`).
 
-    The configuration is that of `config_file` (of the run itself when resuming), then what `overrides` set as
-    "section.key=value", then the other arguments.
+    The configuration is that of the run itself when resuming, then that of `config_file`, then what `overrides` set
+    as "section.key=value", then the other arguments.
 
     Raises:
         ConfigError: unknown keys or values out of range, all at once.
@@ -127,20 +127,43 @@ def train(
     section: dict[str, dict[str, Any]] = {"data": {key: value for key, value in given.items() if value}}
     if tensorboard:
         section["training"] = {"tensorboard": True}
-    folder = RunFolder.open(run, NAME) if resume else None
-    source = folder.config if folder is not None else config_file
-    base = read_toml(source) if source is not None else {}
-    where = str(source or "configuration") if not overrides else f"{source or 'configuration'} with --set"
-    values = merged(apply_overrides(base, overrides), section)
+    sources = [config_file] if config_file is not None else []
+    if resume:
+        sources = [*_run_configuration(run), *sources]
+    values: dict[str, Any] = {}
+    for source in sources:
+        values = merged(values, read_toml(source))
+    where = " with ".join([*(str(source) for source in sources), *(["--set"] if overrides else [])]) or "configuration"
+    values = merged(apply_overrides(values, overrides), section)
+    if resume and not sources and not values["data"]:
+        raise RunFolderError(
+            f"run folder {run}: it was stopped before its configuration was written; give the first command again, "
+            "with its --data and --resume"
+        )
     return train_configured(validate(LanguageConfiguration, values, where=where), run, resume=resume)
+
+
+def _run_configuration(run: Path) -> list[Path]:
+    """The config.toml of a run to go on with; none where it was killed before that was written."""
+    folder = RunFolder.open(run, NAME)
+    return [folder.config] if folder.config.exists() or _begun(folder) else []
+
+
+def _begun(folder: RunFolder) -> bool:
+    """Whether a training may have begun: data.json is the last file to be written before."""
+    return (folder.path / "data.json").exists() or folder.checkpoints.exists()
 
 
 def train_configured(config: LanguageConfiguration, run: Path, *, resume: bool = False) -> Outcome:
     """Train by a whole configuration; see `train`."""
     distribution = distributed.start(config.training)
     try:
+        if not resume:
+            # Now, and not after hours with a large text.
+            distribution.on_main(lambda: RunFolder.check_free(run))
+        begun = resume and _begun(RunFolder.open(run, NAME))
         texts = prepare_texts(
-            config.data, distribution, tokenizer=Tokenizer.load(run / "tokenizer.json") if resume else None
+            config.data, distribution, tokenizer=Tokenizer.load(run / "tokenizer.json") if begun else None
         )
         model = LanguageModel(
             LanguageModelConfig(
@@ -206,7 +229,7 @@ def _folder(
         RunFolderError: resumed on another text than the run was begun with.
     """
     note = {part: _size_note(stream) for part, stream in (("train", texts.train), ("valid", texts.valid))}
-    if resume:
+    if resume and _begun(RunFolder.open(run, NAME)):
         _check_same_text(run, note)
 
     def make() -> None:
@@ -227,15 +250,16 @@ def _size_note(stream: TokenFile) -> dict[str, Any]:
 def _check_same_text(run: Path, note: Mapping[str, Any]) -> None:
     try:
         before = json.loads((run / "data.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        changed = [part for part in note if before[part]["fingerprint"] != note[part]["fingerprint"]]
+        size = before[changed[0]]["bytes"] if changed else 0
+    except (OSError, ValueError, KeyError, TypeError):
         raise RunFolderError(
-            f"run folder {run}: its data.json is missing or damaged; restore it, or train again"
+            f"run folder {run}: its data.json is missing or damaged; restore it, or train into another --run"
         ) from None
-    changed = [part for part in note if before.get(part, {}).get("fingerprint") != note[part]["fingerprint"]]
     if changed:
         raise RunFolderError(
             f"run folder {run}: the {' and '.join(changed)} text is not the one that the run was begun with "
-            f"({before[changed[0]]['bytes']} bytes then, {note[changed[0]]['bytes']} now); "
+            f"({size:,} bytes then, {note[changed[0]]['bytes']:,} now); "
             "restore it, or train into another --run"
         )
 
@@ -248,6 +272,11 @@ def load(run: Path) -> tuple[LanguageModel, Tokenizer, LanguageConfiguration]:
         CheckpointError: the weights are damaged.
     """
     folder = RunFolder.open(run, NAME)
+    if not folder.model.exists():
+        raise RunFolderError(
+            f"run folder {run}: expected a trained model, got none yet: the first evaluation writes it "
+            "(training.evaluate_every); let it train on, with --resume where it has stopped"
+        )
     config = validate(LanguageConfiguration, read_toml(folder.config), where=str(folder.config))
     return LanguageModel.load(run), Tokenizer.load(run / "tokenizer.json"), config
 

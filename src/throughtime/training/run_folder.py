@@ -68,6 +68,17 @@ class RunFolder:
             RunFolderError: it is a file, a run already, or holds other files.
             StorageError: the disk is full, read-only or gone.
         """
+        cls.check_free(path)
+        write_file(Path(path) / _MARK, json.dumps({"format": FORMAT, "task": task}, indent=2) + "\n")
+        return cls(Path(path))
+
+    @staticmethod
+    def check_free(path: str | Path) -> None:
+        """Whether a run may be made at `path`; nothing is written.
+
+        Raises:
+            RunFolderError: it is a file, a run already, or holds other files.
+        """
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"run folder {path}: expected a folder, got a file; choose another --run")
@@ -77,8 +88,6 @@ class RunFolder:
             )
         if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
             raise RunFolderError(f"run folder {path}: it holds other files; choose a new or empty folder as --run")
-        write_file(path / _MARK, json.dumps({"format": FORMAT, "task": task}, indent=2) + "\n")
-        return cls(path)
 
     @classmethod
     def open(cls, path: str | Path, task: str | None = None) -> RunFolder:
@@ -88,6 +97,8 @@ class RunFolder:
             RunFolderError: there is none, it is no run folder, of another task, or of a newer version.
         """
         path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"run folder {path}: expected a folder, got a file; name the folder of a run")
         if not path.is_dir():
             raise RunFolderError(f"run folder {path}: no such folder; check the path, or train into it first")
         found, version = _read_mark(path)

@@ -2,7 +2,8 @@
 
 Writes a text of that size into a temporary folder (removed at the end; four times the size must be free), and runs each
 step in a process of its own, whose peak resident memory is reported: preparing it as bytes, the second start, reading
-batches, and training BPE on it. The first row is a process that only imports what the others do.
+batches, training a language model on it (`train lm`, two starts), and training BPE on it. The first row is a process
+that only imports what the others do.
 """
 
 from __future__ import annotations
@@ -60,6 +61,17 @@ def read_batches(path: Path) -> str:
     return f"{BATCHES:,} batches, {count:,} tokens"
 
 
+def train_model(path: Path) -> str:
+    from throughtime.tasks.language import train
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        settings = ["training.max_steps=20", "training.evaluate_every=1000", "model.hidden_size=128"]
+        small = path.parent / "held-out.txt"
+        small.write_text("some words of a text that is not in the other one\n" * 2000)
+        outcome = train([str(path)], Path(folder) / "run", valid=[str(small)], overrides=settings)
+    return f"{outcome.steps} steps"
+
+
 def train_bpe(path: Path) -> str:
     from throughtime.data import TextSource, Tokenizer
 
@@ -71,6 +83,8 @@ STEPS: dict[str, Callable[[Path], str]] = {
     "prepare as bytes": prepare_bytes,
     "second start": prepare_bytes,
     "read batches": read_batches,
+    "train lm": train_model,
+    "train lm again": train_model,
     "train BPE": train_bpe,
 }
 

@@ -31,9 +31,17 @@ class TrainingConfig(Section):
         "The schedule then follows the clock, so that two runs are not bit-identical",
     )
 
-    learning_rate: float = Field(2e-3, gt=0, description="AdamW's highest learning rate")
+    optimizer: Literal["adamw", "sgd"] = Field(
+        "adamw",
+        description="adamw, or plain stochastic gradient descent, which words of a small text may like better "
+        "(learning_rate about 20, gradient_clip 0.25)",
+    )
+    learning_rate: float = Field(2e-3, gt=0, description="highest learning rate, for the mean loss per token")
     weight_decay: float = Field(
-        0.01, ge=0, description="AdamW's decay of weight matrices; biases, norms, embeddings: 0"
+        0.01,
+        ge=0,
+        description="decay of weight matrices, times the learning rate at each step (sgd: about 1e-6); "
+        "biases, norms, embeddings: 0",
     )
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the gradient's running mean, per step")
     beta2: float = Field(0.99, ge=0, lt=1, description="AdamW: decay of the squared gradient's running mean, per step")

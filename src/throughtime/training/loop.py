@@ -240,7 +240,7 @@ class _Fit:
     def _diverged(self, step: int) -> DivergedError:
         steps = self.store.steps()
         kept = f"the last good checkpoint is {self.store.path(steps[-1])}" if steps else "there is no checkpoint yet"
-        go_on = "and go on with --resume" if steps else "and train again"
+        go_on = "and go on with --resume" if steps else "and begin again with --resume"
         return DivergedError(
             f"training: the loss or its gradient is not finite at step {step}; {kept}; lower training.learning_rate "
             f"or training.gradient_clip, or set training.precision=fp32, {go_on}"

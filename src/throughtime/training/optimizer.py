@@ -1,4 +1,4 @@
-"""AdamW with the parameter groups of language modelling, and its state as flat named tensors."""
+"""The optimizer with the parameter groups of language modelling, and its state as flat named tensors."""
 
 from __future__ import annotations
 
@@ -35,18 +35,16 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     return [group for group in groups if group["params"]]
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over the model's parameters, fused where the device has it.
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW or plain gradient descent over the model's parameters, as one fused update where the device has it.
 
-    Source: Loshchilov & Hutter 2019, "Decoupled weight decay regularization".
+    Source of AdamW: Loshchilov & Hutter 2019, "Decoupled weight decay regularization".
     """
+    groups = parameter_groups(model, config.weight_decay)
     fused = all(p.device.type in _FUSED_DEVICES and p.is_floating_point() for p in model.parameters())
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay),
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        fused=fused,
-    )
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.learning_rate, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=fused)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

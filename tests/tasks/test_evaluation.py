@@ -110,5 +110,5 @@ def test_parts_of_several_processes_add_up(model: LanguageModel, stream: TokenFi
 def test_a_text_without_characters(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text('text,n\n"",1\n"",2\n')
     stream = prepare(TextSource([str(tmp_path / "rows.csv")]), Tokenizer.train("bytes"))
-    with pytest.raises(DataError, match="^data: expected text to predict, got 2 empty documents; give more text$"):
+    with pytest.raises(DataError, match=r"^data: expected text to predict, got 2 empty documents; give more text$"):
         TextSize.of(stream)

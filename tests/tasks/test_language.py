@@ -107,13 +107,14 @@ def test_every_fault_is_told_at_once(train: Train, tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["max_steps=0", "max_epochs=0"])
 def test_something_must_end_the_training(train: Train, key: str) -> None:
     with pytest.raises(
-        ConfigError, match="training: nothing ends the training: set one of max_steps, max_epochs, max_minutes above 0$"
+        ConfigError,
+        match=r"training: nothing ends the training: set one of max_steps, max_epochs, max_minutes above 0$",
     ):
         train("run", f"training.{key}", keys=[])
 
 
 def test_an_engine_that_there_is_none_of(train: Train) -> None:
-    with pytest.raises(Exception, match="LSTM: engine must be one of auto, .*, got 'fast'"):
+    with pytest.raises(Exception, match=r"LSTM: engine must be one of auto, .*, got 'fast'"):
         train("run", "model.engine=fast")
 
 
@@ -173,7 +174,7 @@ def test_what_a_run_leaves(train: Train) -> None:
 def test_the_folder_is_looked_at_before_the_text(train: Train, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").touch()
-    with pytest.raises(RunFolderError, match="it holds other files; choose a new or empty folder as --run$"):
+    with pytest.raises(RunFolderError, match=r"it holds other files; choose a new or empty folder as --run$"):
         train("run", data=["no-such-text"])
 
 
@@ -182,7 +183,7 @@ def test_a_model_from_a_checkpoint_mends_a_damaged_one(train: Train) -> None:
     run = train("run", "model.tied=true", "model.embedding_size=16")
     before = language.load(run)[0].state_dict()
     (run / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="such as the model.safetensors of a folder in the run's checkpoints"):
+    with pytest.raises(CheckpointError, match=r"such as the model.safetensors of a folder in the run's checkpoints"):
         language.load(run)
     (checkpoint,) = (run / "checkpoints").iterdir()
     (run / "model.safetensors").write_bytes((checkpoint / "model.safetensors").read_bytes())
@@ -226,7 +227,7 @@ def test_going_on_with_a_changed_configuration_file(train: Train, tmp_path: Path
 def test_a_run_that_has_lost_the_note_of_its_text(train: Train, damage: str | None) -> None:
     run = train()
     (run / "data.json").unlink() if damage is None else (run / "data.json").write_text(damage)
-    with pytest.raises(RunFolderError, match="its data.json is missing or damaged; restore it, or train into another"):
+    with pytest.raises(RunFolderError, match=r"its data.json is missing or damaged; restore it, or train into another"):
         train("run", "training.max_steps=8", resume=True)
 
 

@@ -229,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_way_back(make_trainer: Ma
 
 
 def test_divergence_before_any_checkpoint(make_trainer: MakeTrainer) -> None:
-    with pytest.raises(DivergedError, match=r"at step 7; there is no checkpoint yet; .* and train again"):
+    with pytest.raises(DivergedError, match=r"at step 7; there is no checkpoint yet; .* and begin again with --resume"):
         make_trainer(Diverging, max_steps=20, checkpoint_every=0).fit()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from throughtime.configuration import validate
 from throughtime.errors import ConfigError
-from throughtime.models import LanguageModelConfig
+from throughtime.models import LanguageModel, LanguageModelConfig
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,13 @@ def test_a_fault_names_the_key_and_what_it_got(values: dict[str, Any], line: str
 def test_a_hidden_size_that_is_no_number_is_one_fault() -> None:
     with pytest.raises(ConfigError, match=r"^here: 1 fault: hidden_size: .*integer.* or .*list, got 'big'$"):
         validate(LanguageModelConfig, {"vocabulary_size": 5, "hidden_size": "big"}, where="here")
+
+
+def test_a_model_tells_all_faults_of_its_keys_at_once() -> None:
+    line = (
+        "LanguageModel: 3 faults: dropout: should be less than 1, got 2; "
+        "vocabulary_size: missing, a value is required; "
+        "hiden_size: unknown key, did you mean hidden_size?"
+    )
+    with pytest.raises(ConfigError, match=f"^{re.escape(line)}$"):
+        LanguageModel(hiden_size=3, dropout=2)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from throughtime.configuration import Section
+from throughtime.configuration import Section, validate
 from throughtime.errors import ShapeError
 from throughtime.layers import LockedDropout, Readout
 from throughtime.models.model import Model
@@ -104,13 +104,17 @@ class LanguageModel(Model):
         >>> logits.shape
         torch.Size([5, 2, 10])
 
+    Raises:
+        ConfigError: unknown keys or values out of range, all at once.
+        UsageError: an engine that there is none of.
+
     Source: Goodfellow, Bengio & Courville 2016, section 10.2.3 and eqs. 10.12-10.14; Mikolov et al. 2010.
     """
 
     Config = LanguageModelConfig
 
     def __init__(self, config: LanguageModelConfig | None = None, **keys: Any) -> None:
-        super().__init__(config if config is not None else LanguageModelConfig(**keys))
+        super().__init__(config if config is not None else validate(LanguageModelConfig, keys, where="LanguageModel"))
         shape = self.config
         sizes = shape.layer_sizes()
         self.vocabulary_size: int = shape.vocabulary_size

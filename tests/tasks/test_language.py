@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from throughtime.configuration import read_toml
-from throughtime.errors import CheckpointError, ConfigError, DataError, PromptError, RunFolderError
+from throughtime.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    PromptError,
+    RunFolderError,
+    StorageError,
+    UsageError,
+)
 from throughtime.models import LanguageModel
 from throughtime.storage import sha256_file
 from throughtime.tasks import demo, language
@@ -114,7 +122,7 @@ def test_something_must_end_the_training(train: Train, key: str) -> None:
 
 
 def test_an_engine_that_there_is_none_of(train: Train) -> None:
-    with pytest.raises(Exception, match=r"LSTM: engine must be one of auto, .*, got 'fast'"):
+    with pytest.raises(UsageError, match=r"LSTM: engine must be one of auto, .*, got 'fast'"):
         train("run", "model.engine=fast")
 
 
@@ -330,3 +338,14 @@ def test_a_text_too_short_for_one_window(train: Train) -> None:
         r"lower training.batch_size \(4\) or training.window \(100000\), or give more text$",
     ):
         train("run", "training.window=100000")
+
+
+def test_a_cache_that_cannot_be_written(train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THROUGHTIME_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(
+        StorageError,
+        match=r"^cannot write .*: Not a directory; .*; it is the cache of prepared texts: THROUGHTIME_CACHE",
+    ):
+        train()
+    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from throughtime.data.sources import Split, TextSource
 from throughtime.data.streams import Batch, TokenStreams
 from throughtime.data.tokenizers import KINDS, Tokenizer
 from throughtime.data.tokens import TokenFile, prepare
-from throughtime.errors import DataError, RunFolderError
+from throughtime.errors import DataError, RunFolderError, StorageError
 from throughtime.layers import SequenceLoss
 from throughtime.models.language import LanguageModel, LanguageModelConfig
 from throughtime.storage import write_file
@@ -200,11 +200,23 @@ def prepare_texts(data: DataConfig, distribution: Distribution, *, tokenizer: To
         if not made:
             made.append(_tokenizer(data, train))
         for part in (train, valid):
-            prepare(part, made[0])
+            _prepared(part, made[0])
 
     distribution.on_main(prepare_all)
     tokenizer = made[0] if made else _tokenizer(data, train)
-    return Texts(tokenizer, prepare(train, tokenizer), prepare(valid, tokenizer))
+    return Texts(tokenizer, _prepared(train, tokenizer), _prepared(valid, tokenizer))
+
+
+def _prepared(source: TextSource, tokenizer: Tokenizer) -> TokenFile:
+    """The tokens of a text, from the cache.
+
+    Raises:
+        StorageError: the cache cannot be written; how to move it.
+    """
+    try:
+        return prepare(source, tokenizer)
+    except StorageError as error:
+        raise StorageError(f"{error}; it is the cache of prepared texts: THROUGHTIME_CACHE may name another") from error
 
 
 def _tokenizer(data: DataConfig, source: TextSource) -> Tokenizer:
@@ -292,7 +304,7 @@ def evaluate(
     """
     model, tokenizer, config = load(run)
     source = TextSource(data, column=column or config.data.column, errors=errors)
-    stream = prepare(source, tokenizer)
+    stream = _prepared(source, tokenizer)
     size = TextSize.of(stream)
     loss = nats(model, stream, batch_size=config.training.batch_size, window=config.training.window)
     return {"nats_per_token": loss, **units(loss, size), **size._asdict(), "documents": stream.n_documents}

@@ -33,7 +33,7 @@ def test_going_on_after_the_end(settings: tuple[str, ...], run: Path, call: Call
     assert "run: 45 steps (max_steps = 45 reached)" in longer.out
 
 
-LONG = ("training.max_steps=1500", "training.checkpoint_every=40", "training.evaluate_every=400")
+LONG = ("training.max_steps=1000", "training.checkpoint_every=40", "training.evaluate_every=300")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def command(settings: tuple[str, ...], texts: Path) -> tuple[object, ...]:
 
 def digests(run: Path) -> dict[str, str]:
     """Of the published model, and of all tensors at the last step."""
-    files = [run / "model.safetensors", *sorted((run / "checkpoints" / "step-00001500").glob("*.safetensors"))]
+    files = [run / "model.safetensors", *sorted((run / "checkpoints" / "step-00001000").glob("*.safetensors"))]
     assert len(files) == 4
     return {str(file.relative_to(run)): sha256_file(file) for file in files}
 
@@ -74,7 +74,7 @@ def test_killed_at_random_moments(
         process = start(*command, *(["--resume"] if attempt else []))
         if attempt == 0:
             wait_for(process, Path("run/checkpoints"))
-        time.sleep(moments.uniform(0, 1) if attempt == 0 else moments.uniform(1.5, 5))
+        time.sleep(moments.uniform(0, 1) if attempt == 0 else moments.uniform(1.5, 4))
         process.kill()
         process.communicate(timeout=60)
         kills += process.returncode == -signal.SIGKILL

@@ -21,11 +21,12 @@ def evaluate(
     ],
     json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     column: Annotated[
-        str | None, typer.Option(help="Column with the text in .jsonl, .csv and .parquet. [default: text]")
+        str | None, typer.Option(help="Column with the text in .jsonl, .csv and .parquet. [default: as in training]")
     ] = None,
     errors: Annotated[
-        Literal["strict", "replace"], typer.Option(help="Bytes that are not UTF-8: stop, or read U+FFFD.")
-    ] = "strict",
+        Literal["strict", "replace"] | None,
+        typer.Option(help="Bytes that are not UTF-8: stop, or read U+FFFD. [default: as in training]"),
+    ] = None,
 ) -> None:
     """Measure how well a trained model predicts a text."""
     from throughtime.tasks import language

@@ -228,9 +228,18 @@ class LanguageModel(Model):
     ) -> tuple[Int[Tensor, "T B"], Int[Tensor, " B"]]:
         """Ancestral sampling: y(t) ~ p(y(t) | y(1..t-1)) until the border token or `max_length` steps.
 
-        Returns the tokens, the border token behind each sequence's end, and the lengths, ends not counted.
-        Temperature, nucleus and other ways of choosing are in `tt.decoding`.
+        Returns the tokens, the border token behind each sequence's end, and the lengths, ends not counted. It draws
+        from the model in evaluation mode, and leaves it in the mode it was in. Temperature, nucleus and other ways
+        of choosing are in `tt.decoding`.
         """
+        training = self.training
+        self.eval()
+        try:
+            return self._ancestral(batch_size, max_length, generator)
+        finally:
+            self.train(training)
+
+    def _ancestral(self, batch_size: int, max_length: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         state = self.initial_state(batch_size)
         device = self.embedding.weight.device
         tokens = torch.full((batch_size,), self.config.border_id, device=device)

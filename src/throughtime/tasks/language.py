@@ -294,16 +294,18 @@ def load(run: Path) -> tuple[LanguageModel, Tokenizer, LanguageConfiguration]:
 
 
 def evaluate(
-    run: Path, data: Sequence[str], *, column: str | None = None, errors: ErrorPolicy = "strict"
+    run: Path, data: Sequence[str], *, column: str | None = None, errors: ErrorPolicy | None = None
 ) -> dict[str, Any]:
     """How well a run's model predicts `data`: nats, bits and perplexity, over every token once.
+
+    `column` and `errors` are the run's own where they are not given.
 
     Raises:
         RunFolderError, CheckpointError: see `load`.
         DataError: a text that cannot be read.
     """
     model, tokenizer, config = load(run)
-    source = TextSource(data, column=column or config.data.column, errors=errors)
+    source = TextSource(data, column=column or config.data.column, errors=errors or config.data.errors)
     stream = _prepared(source, tokenizer)
     size = TextSize.of(stream)
     loss = nats(model, stream, batch_size=config.training.batch_size, window=config.training.window)

@@ -1,4 +1,4 @@
-"""What the documentation shows is run: the Python of README and docs, the examples in docstrings, example configurations."""
+"""What the documentation shows is run: the Python of its pages, the examples in docstrings, the configurations."""
 
 from __future__ import annotations
 

@@ -119,3 +119,10 @@ def test_a_python_without_its_sources(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(DataError, match=r"^stdlib: no sources of the standard library in .*; name a text of your own"):
         stdlib_files()
+
+
+def test_a_file_named_twice_is_taken_once(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("text")
+    files = resolve([tmp_path / "b.txt", tmp_path, f"{tmp_path}/./b.txt"])
+    assert [file.path.name for file in files] == ["b.txt", "a.txt"]

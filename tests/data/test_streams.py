@@ -14,8 +14,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from throughtime.data import IGNORED, EvaluationStreams, TextSource, TokenFile, Tokenizer, TokenStreams, prepare
+from throughtime.data import EvaluationStreams, TextSource, TokenFile, Tokenizer, TokenStreams, prepare
 from throughtime.errors import DataError
+from throughtime.layers import IGNORED
 
 BORDER = 256
 

@@ -263,3 +263,25 @@ def test_a_locked_mask_lasts_a_window() -> None:
     dropped = model.locked_dropout(torch.ones(6, 3, 40))
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(dropped, dropped[:1].expand_as(dropped))
+
+
+def test_what_stands_behind_a_length_is_not_looked_at() -> None:
+    model = LanguageModel(vocabulary_size=7, hidden_size=5, embedding_size=3).double()
+    tokens = torch.randint(0, 7, (6, 3))
+    lengths = torch.tensor([6, 2, 0])
+    expected = model.log_prob(tokens, lengths=lengths)
+    padded = tokens.masked_fill(torch.arange(6)[:, None] >= lengths, -100)
+    got = model.log_prob(padded, lengths=lengths)
+    assert torch.equal(got.steps, expected.steps)
+    assert torch.equal(got.total, expected.total)
+
+
+def test_sampling_has_no_dropout_and_leaves_every_mode_as_it_was() -> None:
+    model = LanguageModel(vocabulary_size=7, hidden_size=5, embedding_size=3, dropout=0.5).train()
+    model.readout.eval()
+    drawn, _ = model.sample(4, 20, generator=torch.Generator().manual_seed(0))
+    assert model.training
+    assert model.recurrent.training
+    assert not model.readout.training
+    expected, _ = model.eval().sample(4, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, expected)

@@ -213,3 +213,28 @@ def test_lengths_say_what_a_packed_sequence_says() -> None:
         outputs, final = ours(x, lengths=given)
         torch.testing.assert_close(outputs, expected)
         torch.testing.assert_close(final, state)
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
+def test_a_call_may_use_the_names_of_torch(name: str) -> None:
+    torch.manual_seed(0)
+    theirs = getattr(torch.nn, name)(3, 4).double()
+    ours = getattr(tt.nn, name)(3, 4).double()
+    ours.load_state_dict(theirs.state_dict())
+    inputs = torch.randn(2, 3, dtype=torch.float64) if "Cell" in name else torch.randn(5, 2, 3, dtype=torch.float64)
+    h = torch.randn(2, 4, dtype=torch.float64) if "Cell" in name else torch.randn(1, 2, 4, dtype=torch.float64)
+    hx = (h, h + 1) if "LSTM" in name else h
+    torch.testing.assert_close(tuple(ours(input=inputs, hx=hx)), tuple(theirs(input=inputs, hx=hx)))
+    torch.testing.assert_close(tuple(ours(inputs, hx=hx)), tuple(ours(inputs, hx)))
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRUCell"])
+def test_a_call_with_wrong_names_says_so(name: str) -> None:
+    layer = getattr(tt.nn, name)(3, 4)
+    x = torch.zeros(2, 3)
+    with pytest.raises(TypeError, match=f"{name}: unexpected argument 'xs'"):
+        layer(x, xs=x)
+    with pytest.raises(TypeError, match=f"{name}: inputs or state given twice"):
+        layer(x, input=x)
+    with pytest.raises(TypeError, match=f"{name}: no inputs given"):
+        layer()

@@ -1,6 +1,6 @@
 """One time step: the equations, readable."""
 
-from throughtime.cells.builtin import BuiltinCell, check_dtype, initialise
+from throughtime.cells.builtin import BuiltinCell, by_torch_names, check_dtype, initialise
 from throughtime.cells.cell import Cell
 from throughtime.cells.gru import GRUCell, GRUEquations, GRUGates, GRUState, GRUWeights
 from throughtime.cells.lstm import LSTMCell, LSTMEquations, LSTMGates, LSTMState, LSTMWeights
@@ -24,6 +24,7 @@ __all__ = [
     "RNNGates",
     "RNNState",
     "RNNWeights",
+    "by_torch_names",
     "check_dtype",
     "initialise",
 ]

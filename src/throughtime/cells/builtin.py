@@ -48,6 +48,25 @@ def check_dtype(inputs: Tensor, weight: Tensor, *, who: str) -> None:
         )
 
 
+def by_torch_names(who: str, inputs: Any, state: Any, given: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Inputs and state of a call that names them as PyTorch does, `input` and `hx`.
+
+    Raises:
+        TypeError: another name, one given twice, or no inputs, as Python says it of any call.
+    """
+    for name in given:
+        if name not in ("input", "hx"):
+            raise TypeError(
+                f"{who}: unexpected argument {name!r}; expected inputs, state, lengths, resets, return_states"
+            )
+    if ("input" in given and inputs is not None) or ("hx" in given and state is not None):
+        raise TypeError(f"{who}: inputs or state given twice, under PyTorch's name and ours")
+    inputs, state = given.get("input", inputs), given.get("hx", state)
+    if inputs is None:
+        raise TypeError(f"{who}: no inputs given")
+    return inputs, state
+
+
 class BuiltinCell(Cell):
     """A cell whose equations engines know by heart, with PyTorch's parameter names, order and initialisation."""
 
@@ -104,12 +123,14 @@ class BuiltinCell(Cell):
         check_dtype(inputs, self.weight_ih, who=type(self).__name__)
         return super().recurrence(inputs, state, **options)
 
-    def forward(self, inputs: Tensor, state: Any = None) -> Any:
-        """One step, called and answered as by the `torch.nn` cell of the same name.
+    def forward(self, inputs: Tensor | None = None, state: Any = None, **torch_names: Any) -> Any:
+        """One step, called and answered as by the `torch.nn` cell of the same name; `input=` and `hx=` are its names.
 
         Raises:
             ShapeError: inputs or state that do not fit.
         """
+        if torch_names or inputs is None:
+            inputs, state = by_torch_names(type(self).__name__, inputs, state, torch_names)
         check_dtype(inputs, self.weight_ih, who=type(self).__name__)
         after = super().forward(inputs, state)
         return after[0] if self.bare_state else after

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from throughtime.data.paths import stdlib_files
     from throughtime.data.sources import Document, TextSource
     from throughtime.data.streaming import StreamDecoder
-    from throughtime.data.streams import IGNORED, Batch, EvaluationStreams, TokenStreams
+    from throughtime.data.streams import Batch, EvaluationStreams, TokenStreams
     from throughtime.data.tokenizers import KINDS, Prompt, Tokenizer
     from throughtime.data.tokens import TokenFile, prepare
 
@@ -23,7 +23,6 @@ _HOMES = {
     "Document": "sources",
     "TextSource": "sources",
     "StreamDecoder": "streaming",
-    "IGNORED": "streams",
     "Batch": "streams",
     "EvaluationStreams": "streams",
     "TokenStreams": "streams",
@@ -35,7 +34,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "IGNORED",
     "KINDS",
     "Batch",
     "Document",

@@ -41,7 +41,7 @@ _NOT_LIBRARY = frozenset({"test", "tests", "idle_test", "site-packages", "dist-p
 def resolve(paths: Sequence[str | Path]) -> list[TextFile]:
     """The files that `paths` name, in order: of a folder (searched recursively) and of a glob, sorted.
 
-    Hidden files and empty ones are passed over where a folder or a glob brings them.
+    Hidden files and empty ones are passed over where a folder or a glob brings them; a file named twice is taken once.
 
     Raises:
         DataError: a path is missing (the nearest existing name is told), a glob or a folder brings nothing,
@@ -49,7 +49,10 @@ def resolve(paths: Sequence[str | Path]) -> list[TextFile]:
     """
     if not paths:
         raise DataError("data: no path given; name files, folders, globs, or - for standard input")
-    return [file for path in paths for file in _resolve_one(path)]
+    unique: dict[Path, TextFile] = {}
+    for file in (file for path in paths for file in _resolve_one(path)):
+        unique.setdefault(file.path.resolve(), file)
+    return list(unique.values())
 
 
 def stdlib_files() -> list[Path]:

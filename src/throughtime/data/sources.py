@@ -115,7 +115,7 @@ class TextSource:
     def fingerprint(self) -> str:
         """A digest of the files' content, and of all else that decides which text is read.
 
-        Remembered in the cache for files whose size, time and inode have not changed, so that a large text is
+        Remembered in the cache for files whose size, times and inode have not changed, so that a large text is
         not read again for it.
         """
         choices = [self.column, self.errors, self.split, self.valid_fraction, self.seed, self._content()]
@@ -167,7 +167,7 @@ class TextSource:
         """A digest of the files' bytes, read only where the cache does not know it."""
         stats = [file.path.stat() for file in self.files]
         seen = [
-            (str(file.path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+            (str(file.path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
             for file, stat in zip(self.files, stats, strict=True)
         ]
         note = cache_root() / "digests" / _digest(json.dumps(seen).encode())

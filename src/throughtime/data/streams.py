@@ -13,9 +13,7 @@ from torch import Tensor
 
 from throughtime.data.tokens import TokenFile
 from throughtime.errors import DataError
-
-IGNORED = -100
-"""The target of a step that does not count (PyTorch's `ignore_index`)."""
+from throughtime.layers import IGNORED
 
 _LEAST_STEPS = 2
 

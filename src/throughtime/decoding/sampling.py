@@ -6,7 +6,6 @@ The prompt is read once; each further token costs one step of the model, however
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -18,6 +17,7 @@ from throughtime.decoding.protocol import Reading, Steppable
 from throughtime.decoding.randomness import RowUniforms, new_seed
 from throughtime.decoding.stop import EndSymbol, border_of
 from throughtime.errors import ConfigError, DivergedError, PromptError, ShapeError
+from throughtime.layers.modes import in_evaluation_mode
 
 PromptIds: TypeAlias = "Tensor | Sequence[int] | None"
 
@@ -149,7 +149,7 @@ def _steps(
         fed = chosen.to(logits.device)
         if seen is not None:
             seen.scatter_(-1, fed[:, None], True)
-        with _as_in_eval_mode(model):
+        with in_evaluation_mode(model):
             logits, state = model.step(fed, state)
 
 
@@ -191,7 +191,7 @@ def _seen(tokens: Int[Tensor, "T B"], vocabulary_size: int) -> Tensor:
 
 def _read(model: Steppable, tokens: Int[Tensor, "T B"]) -> tuple[Tensor, object]:
     """Logits (B, V) after the whole prompt, and the state."""
-    with _as_in_eval_mode(model):
+    with in_evaluation_mode(model):
         state = model.initial_state(tokens.shape[1])
         if isinstance(model, Reading):
             for part in torch.split(tokens, _READ_STEPS):
@@ -233,18 +233,3 @@ def _log_probs(model: Steppable, logits: Float[Tensor, "B V"], chosen: Int[Tenso
             "train again with a lower learning rate, or take an earlier checkpoint"
         )
     return log_probs
-
-
-@contextmanager
-def _as_in_eval_mode(model: object) -> Iterator[None]:
-    """No dropout while decoding, and every module as it was afterwards."""
-    training: list[nn.Module] = []
-    if isinstance(model, nn.Module) and model.training:
-        training = [part for part in model.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -7,7 +7,8 @@ oneDNN's LSTM and cuDNN's layers have no second derivative. Here a backward pass
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -177,15 +178,25 @@ def _forward_in_time(call: Recurrence, inputs: Tensor, lengths: Tensor | None) -
     # cuDNN keeps what its backward pass needs in training mode only; there is no dropout here to tell them apart.
     train = torch.is_grad_enabled()
     options = (weights, cell.weights.bias_ih is not None, 1, 0.0, train, False)
-    with warnings.catch_warnings():
-        # cuDNN would like the weights in one chunk; they are made into one for the call, which costs a copy. oneDNN
-        # leaves projections to ATen. Neither is anything that a caller could do something about.
-        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
-        warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
+    projects = getattr(cell.weights, "weight_hr", None) is not None
+    with _without_advice() if inputs.is_cuda or projects else nullcontext():
         if lengths is None:
             outputs, *final = kernel(inputs, hidden, *options, False)
             return (outputs, *[field[0] for field in final])
         return _packed(kernel, inputs, state, options, lengths)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Without two warnings about which a caller can do nothing.
+
+    cuDNN would like the weights in one chunk; they are made into one for the call, which costs a copy. oneDNN leaves
+    projections to ATen.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+        warnings.filterwarnings("ignore", message="LSTM with projections is not supported with oneDNN")
+        yield
 
 
 def _packed(kernel: Any, inputs: Tensor, state: list[Tensor], options: Any, lengths: Tensor) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from throughtime.configuration import Section, validate
 from throughtime.errors import ShapeError
-from throughtime.layers import LockedDropout, Readout
+from throughtime.layers import LockedDropout, Readout, in_evaluation_mode
 from throughtime.models.model import Model
 from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
 
@@ -211,15 +211,19 @@ class LanguageModel(Model):
     def log_prob(self, tokens: Int[Tensor, "T B"], *, lengths: Int[Tensor, " B"] | None = None) -> SequenceLogProb:
         """log p(y(t) | y(1..t-1)) in nats, for each step and each sequence y(1..τ) (eq. 10.14, negated).
 
-        Each sequence begins behind a border. To count its end too, let it end with the border token.
+        Each sequence begins behind a border. To count its end too, let it end with the border token. What stands
+        behind a length is not looked at.
         """
+        if lengths is not None:
+            lengths = torch.as_tensor(lengths, device=tokens.device)
+            inside = torch.arange(len(tokens), device=tokens.device)[:, None] < lengths  # (T, B)
+            tokens = torch.where(inside, tokens, self.config.border_id)
         border = torch.full_like(tokens[:1], self.config.border_id)
         inputs = torch.cat([border, tokens[:-1]])  # y(0..τ-1), (T, B)
         logits, _ = self(inputs, lengths=lengths)
         steps = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]  # (T, B)
         if lengths is not None:
-            times = torch.arange(len(tokens), device=tokens.device)[:, None]
-            steps = torch.where(times < torch.as_tensor(lengths, device=tokens.device), steps, 0)
+            steps = torch.where(inside, steps, 0)
         return SequenceLogProb(steps, steps.sum(0))
 
     @torch.no_grad()
@@ -229,15 +233,11 @@ class LanguageModel(Model):
         """Ancestral sampling: y(t) ~ p(y(t) | y(1..t-1)) until the border token or `max_length` steps.
 
         Returns the tokens, the border token behind each sequence's end, and the lengths, ends not counted. It draws
-        from the model in evaluation mode, and leaves it in the mode it was in. Temperature, nucleus and other ways
+        from the model in evaluation mode, and leaves every part in its own mode. Temperature, nucleus and other ways
         of choosing are in `tt.decoding`.
         """
-        training = self.training
-        self.eval()
-        try:
+        with in_evaluation_mode(self):
             return self._ancestral(batch_size, max_length, generator)
-        finally:
-            self.train(training)
 
     def _ancestral(self, batch_size: int, max_length: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         state = self.initial_state(batch_size)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence
 
 from throughtime import kernels
-from throughtime.cells import check_dtype
+from throughtime.cells import by_torch_names, check_dtype
 from throughtime.errors import ShapeError, UsageError
 from throughtime.kernels import Recurrence, Unfolded
 from throughtime.layers import checked_probability, locked_mask, zoneout_masks
@@ -119,12 +119,13 @@ class RecurrentLayer(StackedParameters):
 
     def forward(
         self,
-        inputs: Tensor | PackedSequence,
+        inputs: Tensor | PackedSequence | None = None,
         state: Any = None,
         *,
         lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
         resets: Bool[Tensor, "T B"] | Bool[Tensor, " T"] | None = None,
         return_states: str | None = None,
+        **torch_names: Any,
     ) -> Any:
         """Run the layers over a batch of sequences.
 
@@ -135,6 +136,7 @@ class RecurrentLayer(StackedParameters):
             resets: true at [t, b] ([b, t] with `batch_first`, [t] for one sequence) where row b begins a new
                 sequence: its state is cleared before step t.
             return_states: "all" returns every state and gate too.
+            torch_names: `input=` and `hx=`, as PyTorch calls inputs and state.
 
         Returns:
             outputs (T, B, D · H) and the final state as `torch.nn` gives them; with `return_states="all"` also
@@ -144,6 +146,8 @@ class RecurrentLayer(StackedParameters):
             ShapeError: inputs, state or lengths that do not fit.
             EngineError: the engine asked for by name cannot run this.
         """
+        if torch_names or inputs is None:
+            inputs, state = by_torch_names(type(self).__name__, inputs, state, torch_names)
         if return_states not in (None, "all"):
             raise UsageError(f"{type(self).__name__}: return_states must be 'all' or None, got {return_states!r}")
         if isinstance(inputs, PackedSequence):

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from throughtime.configuration import apply_overrides, read_toml, validate
-from throughtime.data.config import DataConfig
 from throughtime.data.formats import ErrorPolicy
-from throughtime.data.sources import Split, TextSource
+from throughtime.data.sources import TextSource
 from throughtime.data.streams import Batch, TokenStreams
-from throughtime.data.tokenizers import KINDS, Tokenizer
-from throughtime.data.tokens import TokenFile, prepare
-from throughtime.errors import DataError, RunFolderError, StorageError
+from throughtime.data.tokenizers import Tokenizer
+from throughtime.data.tokens import TokenFile
+from throughtime.errors import ConfigError, RunFolderError
 from throughtime.layers import SequenceLoss
 from throughtime.models.language import LanguageModel, LanguageModelConfig
 from throughtime.storage import write_file
 from throughtime.tasks.configuration import LanguageConfiguration, merged
 from throughtime.tasks.evaluation import TextSize, nats, units
+from throughtime.tasks.texts import Texts, absolute, prepare_texts, prepared
 from throughtime.training import distributed
 from throughtime.training.distributed import Distribution
 from throughtime.training.loop import Outcome, Trainer
@@ -30,16 +29,6 @@ from throughtime.training.run_folder import RunFolder
 from throughtime.training.task import Loss
 
 NAME = "lm"
-_KINDS = tuple(kind for kind in KINDS if kind != "file")
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The tokens to train on and those held out, with the tokenizer that made both."""
-
-    tokenizer: Tokenizer
-    train: TokenFile
-    valid: TokenFile
 
 
 class LanguageTask:
@@ -91,9 +80,12 @@ class LanguageTask:
         return {"loss": loss, **units(loss, self._valid_size)}
 
     def describe(self, loss: float) -> dict[str, float]:
-        """The unit that people read for this tokenizer."""
-        name = {"bytes": "bits_per_byte", "chars": "bits_per_character"}.get(self.texts.tokenizer.kind, "perplexity")
-        return {name: units(loss, self._size)[name]}
+        """The units that people read for this tokenizer."""
+        names = {"bytes": ("bits_per_byte",), "chars": ("bits_per_character",)}.get(
+            self.texts.tokenizer.kind, ("bits_per_character", "perplexity")
+        )
+        every = units(loss, self._size)
+        return {name: every[name] for name in names}
 
     def save_model(self, folder: Path) -> None:
         """model.safetensors, config.json and tokenizer.json."""
@@ -140,7 +132,25 @@ def train(
             f"run folder {run}: it was stopped before its configuration was written; give the first command again, "
             "with its --data and --resume"
         )
-    return train_configured(validate(LanguageConfiguration, values, where=where), run, resume=resume)
+    config = validate(LanguageConfiguration, values, where=where)
+    if resume and sources:
+        _check_same_vocabulary(run, read_toml(sources[0]), config)
+    return train_configured(config.model_copy(update={"data": absolute(config.data)}), run, resume=resume)
+
+
+def _check_same_vocabulary(run: Path, before: Mapping[str, Any], config: LanguageConfiguration) -> None:
+    """A run keeps its tokenizer.
+
+    Raises:
+        ConfigError: resumed with another.
+    """
+    for key in ("tokenizer", "vocabulary_size"):
+        was, now = before.get("data", {}).get(key), getattr(config.data, key)
+        if was is not None and was != now:
+            raise ConfigError(
+                f"data.{key}: the run in {run} has {was!r}, got {now!r}; a run keeps its vocabulary: "
+                "train into another --run"
+            )
 
 
 def _run_configuration(run: Path) -> list[Path]:
@@ -178,58 +188,6 @@ def train_configured(config: LanguageConfiguration, run: Path, *, resume: bool =
         return Trainer(task, config.training, folder, distribution).fit(resume=resume)
     finally:
         distribution.close()
-
-
-def prepare_texts(data: DataConfig, distribution: Distribution, *, tokenizer: Tokenizer | None = None) -> Texts:
-    """Read, split and tokenize the text of a configuration; the main process prepares, the others open its work.
-
-    Raises:
-        DataError: a text that cannot be read.
-    """
-
-    def source(paths: Sequence[str], split: Split) -> TextSource:
-        return TextSource(
-            paths, column=data.column, errors=data.errors, split=split, valid_fraction=data.valid_fraction
-        )
-
-    train = source(data.paths, "all" if data.valid else "train")
-    valid = source(data.valid, "all") if data.valid else source(data.paths, "valid")
-    made: list[Tokenizer] = [tokenizer] if tokenizer is not None else []
-
-    def prepare_all() -> None:
-        if not made:
-            made.append(_tokenizer(data, train))
-        for part in (train, valid):
-            _prepared(part, made[0])
-
-    distribution.on_main(prepare_all)
-    tokenizer = made[0] if made else _tokenizer(data, train)
-    return Texts(tokenizer, _prepared(train, tokenizer), _prepared(valid, tokenizer))
-
-
-def _prepared(source: TextSource, tokenizer: Tokenizer) -> TokenFile:
-    """The tokens of a text, from the cache.
-
-    Raises:
-        StorageError: the cache cannot be written; how to move it.
-    """
-    try:
-        return prepare(source, tokenizer)
-    except StorageError as error:
-        raise StorageError(f"{error}; it is the cache of prepared texts: THROUGHTIME_CACHE may name another") from error
-
-
-def _tokenizer(data: DataConfig, source: TextSource) -> Tokenizer:
-    if data.tokenizer in _KINDS:
-        limit = data.vocabulary_size if data.tokenizer in ("words", "bpe") else None
-        return Tokenizer.train(data.tokenizer, source, vocabulary_size=limit)
-    path = Path(data.tokenizer)
-    if not path.is_file():
-        raise DataError(
-            f"data.tokenizer: expected one of {', '.join(_KINDS)}, or the path of a tokenizer.json, "
-            f"got {data.tokenizer!r}, which is neither"
-        )
-    return Tokenizer.load(path)
 
 
 def _folder(
@@ -306,7 +264,7 @@ def evaluate(
     """
     model, tokenizer, config = load(run)
     source = TextSource(data, column=column or config.data.column, errors=errors or config.data.errors)
-    stream = _prepared(source, tokenizer)
+    stream = prepared(source, tokenizer)
     size = TextSize.of(stream)
     loss = nats(model, stream, batch_size=config.training.batch_size, window=config.training.window)
     return {"nats_per_token": loss, **units(loss, size), **size._asdict(), "documents": stream.n_documents}

@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test check install bench coverage clean
+.PHONY: demo test check install bench clean
 
 demo: install          ## train on Python's own standard library, evaluate, and write some text
 	$(BIN)/throughtime demo

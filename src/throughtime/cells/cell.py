@@ -18,7 +18,7 @@ class Cell(nn.Module, ABC):
     """One time step of a recurrent network: h(t) = f(h(t-1), x(t); θ), with the same θ at every step (eq. 10.5).
 
     A cell of one's own declares the type of its state, a NamedTuple whose first field is the output h, and one
-    step. It then runs in `tt.unfold`, and everywhere a built-in cell does:
+    step. It then runs in `tt.unfold` as a built-in cell does:
 
         >>> import torch, throughtime as tt
         >>> from typing import NamedTuple

@@ -98,7 +98,7 @@ def test_evaluate_prints_one_object(call: Callable[..., Any], language: list[Any
     called = call("evaluate", "r", "--data", "a", "--json")
     assert json.loads(called.out) == RESULTS
     assert called.out.count("\n") == 1
-    assert language[0][2] == {"column": None, "errors": "strict"}
+    assert language[0][2] == {"column": None, "errors": None}
 
 
 def test_demo(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

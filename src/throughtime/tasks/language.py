@@ -135,7 +135,7 @@ def train(
     config = validate(LanguageConfiguration, values, where=where)
     if resume and sources:
         _check_same_vocabulary(run, read_toml(sources[0]), config)
-    return train_configured(config.model_copy(update={"data": absolute(config.data)}), run, resume=resume)
+    return train_configured(config, run, resume=resume)
 
 
 def _check_same_vocabulary(run: Path, before: Mapping[str, Any], config: LanguageConfiguration) -> None:
@@ -145,7 +145,7 @@ def _check_same_vocabulary(run: Path, before: Mapping[str, Any], config: Languag
         ConfigError: resumed with another.
     """
     for key in ("tokenizer", "vocabulary_size"):
-        was, now = before.get("data", {}).get(key), getattr(config.data, key)
+        was, now = before.get("data", {}).get(key), getattr(absolute(config.data), key)
         if was is not None and was != now:
             raise ConfigError(
                 f"data.{key}: the run in {run} has {was!r}, got {now!r}; a run keeps its vocabulary: "
@@ -204,7 +204,8 @@ def _folder(
 
     def make() -> None:
         folder = RunFolder.open(run, NAME) if resume else RunFolder.create(run, NAME)
-        write_file(folder.config, config.toml())
+        # Found from every working folder, when it is read again.
+        write_file(folder.config, config.model_copy(update={"data": absolute(config.data)}).toml())
         write_file(run / "tokenizer.json", texts.tokenizer.to_json())
         write_file(run / "data.json", json.dumps(note, indent=2) + "\n")
         folder.tidy()

@@ -137,11 +137,71 @@ def test_resuming_without_a_checkpoint_begins_anew(make_trainer: MakeTrainer) ->
     assert_same(weights(trainer), weights(whole))
 
 
+CHANGED = (
+    "the number of processes, the batch size, the window or the number of batches has changed, so the carried state "
+    "begins at zero and dropout draws anew; weights and position in the data go on"
+)
+
+
+class Carrying(ToyTask):
+    """Keeps the state that was carried to each of its batches."""
+
+    def __init__(self, **keys: Any) -> None:
+        super().__init__(**keys)
+        self.carried: list[tuple[Tensor, ...] | None] = []
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, bool], carried: tuple[Tensor, ...] | None) -> Loss:
+        self.carried.append(carried)
+        return super().loss(model, batch, carried)
+
+
+@pytest.mark.parametrize(
+    ("task", "keys", "kept"),
+    [({}, {}, True), ({}, {"window": 64}, False), ({"window": 3, "windows": 16}, {}, False)],
+    ids=["same", "window", "batches_per_epoch"],
+)
+def test_the_carried_state_is_kept_where_the_batches_are_the_same(
+    make_trainer: MakeTrainer, task: dict[str, Any], keys: dict[str, Any], kept: bool
+) -> None:
+    make_trainer(max_steps=4).fit()
+    trainer = make_trainer(lambda: Carrying(**task), max_steps=5, **keys)
+    trainer.fit(resume=True)
+    assert (trainer.task.carried[0] is not None) == kept  # type: ignore[attr-defined]
+    notice = "resuming at step 4" if kept else f"resuming at step 4: {CHANGED}"
+    assert trainer._progress.notes[0] == notice  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("before", "after"), [("adamw", "sgd"), ("sgd", "adamw")])
+def test_another_optimizer_begins_anew(make_trainer: MakeTrainer, before: str, after: str) -> None:
+    make_trainer(max_steps=4, optimizer=before).fit()
+    trainer = make_trainer(Carrying, max_steps=6, optimizer=after)
+    trainer.fit(resume=True)
+    told = f"resuming at step 4: the optimizer is another one, so the state of {after} begins anew"
+    assert trainer._progress.notes[0] == told  # type: ignore[union-attr]
+    assert trainer.task.carried[0] is not None  # type: ignore[attr-defined]
+    saved = trainer.store.load_latest()
+    assert saved is not None
+    assert saved.state["optimizer"] == after
+    counts = [int(tensor) for name, tensor in saved.optimizer.items() if name.endswith(".step")]
+    assert set(counts) == ({2} if after == "adamw" else set())
+
+
+def test_sgd_resumed_is_sgd_uninterrupted(make_trainer: MakeTrainer) -> None:
+    keys = {"optimizer": "sgd", "learning_rate": 0.5, "schedule": "constant", "warmup_steps": 0}
+    whole = make_trainer(name="whole", max_steps=80, **keys)
+    outcome = whole.fit()
+    assert outcome.best["loss"] < 2.2 < records(whole, "train")[0]["loss"]
+    make_trainer(max_steps=37, **keys).fit()
+    rest = make_trainer(max_steps=80, **keys)
+    rest.fit(resume=True)
+    assert_same(weights(rest), weights(whole))
+
+
 def test_another_batch_size_drops_the_carried_state_and_keeps_the_position(make_trainer: MakeTrainer) -> None:
     make_trainer(max_steps=12).fit()
     trainer = make_trainer(lambda: ToyTask(rows=2, windows=16), max_steps=13, batch_size=2)
     trainer.fit(resume=True)
-    assert "the batch size has changed, so the carried state begins at zero" in trainer._progress.notes[0]  # type: ignore[union-attr]
+    assert CHANGED in trainer._progress.notes[0]  # type: ignore[union-attr]
     # 12 of 8 batches an epoch are 1.5 epochs: 24 of 16, and one more step.
     assert trainer.store.load_latest().state["position"] == 25  # type: ignore[union-attr]
 

@@ -112,7 +112,9 @@ class _Fit:
         self.signals = signals
         self.model = model
         self.stepper = Stepper(self.task, model, self.config, self.distribution)
-        self.state = TrainingState(self.task.batches_per_epoch, self.config.batch_size)
+        self.state = TrainingState(
+            self.task.batches_per_epoch, self.config.batch_size, self.config.window, self.config.optimizer
+        )
         self.stop_asked = False
         self.saved = False
         if self.distribution.is_main:
@@ -137,21 +139,23 @@ class _Fit:
             seed_everything(self.config.seed + 7919 * (rank + 1))
             return "no checkpoint yet: starting from the beginning" if resume else None
         load_model_tensors(self.task.model, checkpoint.model)
-        load_optimizer_tensors(self.stepper.optimizer, checkpoint.optimizer)
-        same_rows = checkpoint.state["batch_size"] == self.config.batch_size
-        self.state = TrainingState.from_json(
-            checkpoint.state, batches_per_epoch=self.task.batches_per_epoch, batch_size=self.config.batch_size
-        )
+        changed = self.state.take_up(checkpoint.state)
         self.saved = True
-        where = f"resuming at step {self.state.step}"
-        if checkpoint.rank is not None and same_rows:
+        notes = [f"resuming at step {self.state.step}"]
+        if "optimizer" in changed:
+            notes.append(f"the optimizer is another one, so the state of {self.config.optimizer} begins anew")
+        else:
+            load_optimizer_tensors(self.stepper.optimizer, checkpoint.optimizer)
+        # The carried state belongs to the rows and the place where those batches ended.
+        if checkpoint.rank is not None and not changed - {"optimizer"}:
             self.stepper.carried = load_rank_tensors(checkpoint.rank, self.distribution.device)
-            return where
-        seed_everything(self.config.seed + 7919 * (rank + 1) + self.state.step)
-        return (
-            f"{where}: the number of processes or the batch size has changed, so the carried state begins at zero "
-            "and dropout draws anew; weights, optimizer and position in the data go on"
-        )
+        else:
+            seed_everything(self.config.seed + 7919 * (rank + 1) + self.state.step)
+            notes.append(
+                "the number of processes, the batch size, the window or the number of batches has changed, so the "
+                "carried state begins at zero and dropout draws anew; weights and position in the data go on"
+            )
+        return ": ".join(notes)
 
     def run(self) -> Outcome:
         """Steps until a limit; see `Trainer.fit`."""

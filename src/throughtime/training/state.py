@@ -15,13 +15,18 @@ from throughtime.training.config import TrainingConfig
 from throughtime.training.random_state import random_tensors, restore_random
 
 
+# What the counters and tensors of a checkpoint depend on, beside the model.
+_SETTINGS = ("batches_per_epoch", "batch_size", "window", "optimizer")
+
+
 @dataclass
 class TrainingState:
     """Counters of one training; the same on every process.
 
+    batches_per_epoch, batch_size, window: of the data that `position` counts.
+    optimizer: the name of the one whose state goes with the counters.
     step: updates done.
     position: micro-batches done on each process, the number of the next one.
-    batches_per_epoch, batch_size: of the data when `position` was counted.
     seconds: time trained, on the main process's clock.
     evaluated_step: the step of the last evaluation, -1 before the first.
     best: the results of the best evaluation; `best_step` is its step.
@@ -31,6 +36,8 @@ class TrainingState:
 
     batches_per_epoch: int
     batch_size: int
+    window: int
+    optimizer: str
     step: int = 0
     position: int = 0
     seconds: float = 0.0
@@ -85,17 +92,19 @@ class TrainingState:
         """The counters as JSON has them."""
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any], *, batches_per_epoch: int, batch_size: int) -> TrainingState:
-        """The counters of a checkpoint, with the position counted in the batches of this run.
+    def take_up(self, values: Mapping[str, Any]) -> set[str]:
+        """Go on from the counters of a checkpoint; the names of the settings that have changed since it was written.
 
-        Where the number of processes or the size of a batch has changed, the part of the data that is done stays.
+        The position becomes one in the batches of this run: where their number has changed, the part of the data
+        that is done stays.
         """
-        state = cls(**{field.name: values[field.name] for field in fields(cls)})
-        if state.batches_per_epoch != batches_per_epoch:
-            state.position = state.position * batches_per_epoch // state.batches_per_epoch
-        state.batches_per_epoch, state.batch_size = batches_per_epoch, batch_size
-        return state
+        changed = {name for name in _SETTINGS if values.get(name) != getattr(self, name)}
+        for counter in fields(self):
+            if counter.name not in _SETTINGS:
+                setattr(self, counter.name, values[counter.name])
+        if "batches_per_epoch" in changed:
+            self.position = self.position * self.batches_per_epoch // values["batches_per_epoch"]
+        return changed
 
 
 def rank_tensors(carried: tuple[Tensor, ...] | None, device: torch.device) -> Tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from throughtime.errors import ConfigError, StorageError
+from throughtime.errors import ConfigError, FailureError, StorageError
 from throughtime.training import distributed
 from throughtime.training.config import TrainingConfig
 from throughtime.training.metrics import read_metrics
@@ -20,10 +21,14 @@ KEYS = ["dropout=0", "gradient_accumulation=2", "checkpoint_every=10", "log_ever
 
 
 def run(processes: int, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return run_script(processes, SCRIPT, str(folder), *KEYS, *arguments)
+
+
+def run_script(processes: int, script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, str(SCRIPT), str(folder), *KEYS, *arguments]
+    command = [*launcher, str(script), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
@@ -70,7 +75,30 @@ def test_a_failure_of_the_main_process_ends_all(tmp_path: Path) -> None:
     result = run(2, tmp_path / "file", "max_steps=3")
     assert result.returncode != 0
     assert "error: run folder" in result.stderr
-    assert "error: process 1: process 0 could not write the run folder; see its message" in result.stderr
+    assert "error: process 1: process 0 failed; see its message" in result.stderr
+    assert result.stderr.count("exitcode  : 2 ") == 2, result.stderr
+
+
+PATIENCE = """
+import torch
+from torch import distributed as dist
+from throughtime.training import distributed
+from throughtime.training.config import TrainingConfig
+
+here = distributed.start(TrainingConfig(device="cpu"))
+for group in (dist.group.WORLD, here.control):
+    print(group._get_backend(torch.device("cpu")).options._timeout.days, "days")
+here.close()
+"""
+
+
+@pytest.mark.slow
+def test_processes_wait_for_a_main_one_at_work_for_long(tmp_path: Path) -> None:
+    script = tmp_path / "patience.py"
+    script.write_text(PATIENCE)
+    result = run_script(2, script)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("7 days") == 4
 
 
 def test_a_process_by_itself(tmp_path: Path) -> None:
@@ -104,6 +132,24 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch, in_hard
     assert distributed.start(TrainingConfig(device="cpu")).precision == ("bf16" if in_hardware else "fp32")
     assert distributed.start(TrainingConfig(device="cpu", precision="fp32")).precision == "fp32"
     assert distributed.start(TrainingConfig(device="cpu", precision="bf16")).precision == "bf16"
+
+
+def test_auto_is_cuda_or_the_cpu_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_, **__: True)  # MPS, for example
+    assert distributed.start(TrainingConfig(device="auto")).device.type == "cpu"
+    assert distributed._use_cpu("auto")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [distributed._use_cpu(device) for device in ("auto", "cuda", "cpu")] == [False, False, True]
+
+
+def test_the_failure_of_the_main_process_is_that_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = distributed.start(TrainingConfig(device="cpu", precision="fp32"))
+    other = dataclasses.replace(alone, rank=1)
+    monkeypatch.setattr(distributed.Distribution, "sum", lambda self, values: [ConfigError.exit_code])
+    with pytest.raises(FailureError, match="process 1: process 0 failed; see its message") as caught:
+        other.on_main(lambda: None)
+    assert caught.value.exit_code == ConfigError.exit_code == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -9,18 +9,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from throughtime.errors import ConfigError, StorageError, ThroughtimeError
+from throughtime.errors import ConfigError, FailureError, ThroughtimeError
 from throughtime.training.config import TrainingConfig
 from throughtime.training.random_state import seed_everything
 
 if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
+
+
+# The others wait for as long as the main process prepares a large text; torchrun ends them when it dies.
+_PATIENCE = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Distribution:
 
         Raises:
             ThroughtimeError: what `action` raised, at the main process.
-            StorageError: at the others, when it failed there.
+            FailureError: at the others, when it failed there; with the same exit code.
         """
         failure: ThroughtimeError | None = None
         if self.is_main:
@@ -99,11 +104,13 @@ class Distribution:
                 action()
             except ThroughtimeError as error:
                 failure = error
-        (failed,) = self.sum([0.0 if failure is None else 1.0])
+        (exit_code,) = self.sum([0.0 if failure is None else failure.exit_code])
         if failure is not None:
             raise failure
-        if failed:
-            raise StorageError(f"process {self.rank}: process 0 could not write the run folder; see its message")
+        if exit_code:
+            elsewhere = FailureError(f"process {self.rank}: process 0 failed; see its message")
+            elsewhere.exit_code = int(exit_code)
+            raise elsewhere
 
 
 def start(config: TrainingConfig) -> Distribution:
@@ -116,11 +123,14 @@ def start(config: TrainingConfig) -> Distribution:
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+    from accelerate.utils import InitProcessGroupKwargs
 
     on_cpu = _use_cpu(config.device)
     # Accelerate keeps one state per interpreter; a second run in it may have another device or precision.
     AcceleratorState._reset_state(reset_partial_state=not dist.is_initialized())
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no")
+    # Without a backend named, Accelerate takes the device's.
+    patience = InitProcessGroupKwargs(backend=None, timeout=_PATIENCE)
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no", kwargs_handlers=[patience])
     precision = _precision(config.precision, accelerator.device)
     if precision == "bf16":
         AcceleratorState._reset_state()
@@ -132,14 +142,15 @@ def start(config: TrainingConfig) -> Distribution:
         world_size=accelerator.num_processes,
         device=accelerator.device,
         precision=precision,
-        control=dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None,
+        control=dist.new_group(backend="gloo", timeout=_PATIENCE) if accelerator.num_processes > 1 else None,
     )
 
 
 def _use_cpu(device: str) -> bool:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("training.device: cuda is asked for, but torch sees no CUDA device; use auto or cpu")
-    return device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
+    # Only what is tested: others lack float64 (MPS), or their random generators are not in the checkpoints.
+    return device == "cpu" or not torch.cuda.is_available()
 
 
 def _precision(precision: str, device: torch.device) -> str:

@@ -109,10 +109,12 @@ def test_accumulated_micro_batches_are_one_batch(make_trainer: MakeTrainer) -> N
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(make_trainer: MakeTrainer) -> None:
-    whole = make_trainer(name="whole", max_steps=24, schedule="constant")
+    # A warm-up of more than a tenth of the run would follow its length.
+    keys = {"schedule": "constant", "warmup_steps": 1}
+    whole = make_trainer(name="whole", max_steps=24, **keys)
     whole.fit()
-    make_trainer(max_steps=11, schedule="constant").fit()
-    rest = make_trainer(max_steps=24, schedule="constant")
+    make_trainer(max_steps=11, **keys).fit()
+    rest = make_trainer(max_steps=24, **keys)
     outcome = rest.fit(resume=True)
     assert outcome.steps == 24
     assert rest._progress.notes[0] == "resuming at step 11"  # type: ignore[union-attr]

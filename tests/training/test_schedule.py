@@ -17,7 +17,7 @@ def test_the_factor_stays_in_its_range(kind: str, step: int, done: float, lowest
     config = TrainingConfig(schedule=kind, warmup_steps=100, minimum_ratio=lowest)  # type: ignore[arg-type]
     factor = learning_rate_factor(config, step=step, progress=done, plateau=plateau)
     assert 0 <= factor <= 1 + 1e-12
-    if step >= config.warmup_steps:
+    if step >= config.warmup_steps or done >= 0.1:
         assert factor >= lowest - 1e-12
 
 
@@ -25,6 +25,15 @@ def test_warm_up_rises_evenly_from_near_zero_to_one() -> None:
     config = TrainingConfig(schedule="constant", warmup_steps=4)
     factors = [learning_rate_factor(config, step=step, progress=0.0) for step in range(6)]
     assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
+def test_warm_up_takes_a_tenth_of_a_short_run_at_most() -> None:
+    config = TrainingConfig(schedule="constant", warmup_steps=100)
+    short = [learning_rate_factor(config, step=step, progress=step / 40) for step in range(6)]
+    assert short == pytest.approx([1 / 101, 0.25, 0.5, 0.75, 1.0, 1.0])
+    # A tenth of this one is longer than the warm-up, which is then as if the run had no end.
+    long = [learning_rate_factor(config, step=step, progress=step / 1010) for step in range(110)]
+    assert long == [learning_rate_factor(config, step=step, progress=0.0) for step in range(110)]
 
 
 def test_cosine_falls_from_one_to_the_minimum() -> None:

@@ -50,7 +50,9 @@ class TrainingConfig(Section):
         "cosine",
         description="learning rate after the warm-up: cosine, plateau (falls when evaluation stalls), constant",
     )
-    warmup_steps: int = Field(100, ge=0, description="steps over which the learning rate rises from 0")
+    warmup_steps: int = Field(
+        100, ge=0, description="steps over which the learning rate rises from 0; at most a tenth of the run"
+    )
     minimum_ratio: float = Field(0.05, ge=0, le=1, description="lowest learning rate, as a part of the highest")
     plateau_factor: float = Field(0.5, gt=0, lt=1, description="plateau: the learning rate is multiplied by this")
     plateau_patience: int = Field(1, ge=1, description="plateau: evaluations without improvement before it falls")
@@ -66,7 +68,7 @@ class TrainingConfig(Section):
         "auto",
         description="arithmetic of the model: fp32, bf16 (weights stay fp32), auto: bf16 where hardware has it",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: an accelerator where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one, else cpu")
     seed: int = Field(0, ge=0, lt=2**31, description="of the initial weights, dropout and all else that is drawn")
 
     @model_validator(mode="before")

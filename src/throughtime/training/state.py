@@ -14,7 +14,6 @@ from throughtime.training.checkpoint import Tensors, model_tensors
 from throughtime.training.config import TrainingConfig
 from throughtime.training.random_state import random_tensors, restore_random
 
-
 # What the counters and tensors of a checkpoint depend on, beside the model.
 _SETTINGS = ("batches_per_epoch", "batch_size", "window", "optimizer")
 

@@ -35,7 +35,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize(("number", "text"), FAULTS)
 def test_a_file_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str, step: str
@@ -53,6 +53,19 @@ def failing(number: int) -> Any:
         raise OSError(number, os.strerror(number))
 
     return fail
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are those of POSIX")
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        storage.write_file(tmp_path / "file", "text")
+        replace_folder(tmp_path / "one", "text")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "one", "one/file")]
+    assert modes == [0o666 & ~umask, 0o777 & ~umask, 0o666 & ~umask]
 
 
 def test_a_path_through_a_file(tmp_path: Path) -> None:

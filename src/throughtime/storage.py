@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,18 +49,17 @@ def write_file(path: str | Path, data: bytes | str) -> None:
     content = data.encode("utf-8") if isinstance(data, str) else data
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        fresh = _partial(path)
         try:
-            with os.fdopen(handle, "wb") as file:
+            with open(fresh, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+            os.replace(fresh, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -74,23 +74,35 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        fresh = _partial(path)
+        fresh.mkdir()
         try:
             yield fresh
-            os.chmod(fresh, 0o755)
             for entry in [*fresh.rglob("*"), fresh]:
                 _sync(entry)
             _swap(fresh, path)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def sha256_file(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Make the renames in the folder `path` outlive a power cut."""
+    # Windows cannot open a folder; its rename is durable by itself.
+    if os.name == "posix":
+        _sync(path)
+
+
+def _partial(path: Path) -> Path:
+    """A new name beside `path`; tempfile's would be made for the owner alone, whatever the umask says."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
 
 
 def _swap(fresh: Path, path: Path) -> None:
@@ -115,9 +127,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sync_folder(path: Path) -> None:
-    # Windows cannot open a folder; its rename is durable by itself.
-    if os.name == "posix":
-        _sync(path)

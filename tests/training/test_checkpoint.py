@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -70,7 +70,8 @@ def test_damage_names_the_file_and_the_way_back(store: CheckpointStore, name: st
     content = bytearray((newest / name).read_bytes())
     fault = "is damaged" if name == "manifest.json" else "is truncated: expected"
     (newest / name).write_bytes(content[:-2])
-    way_back = re.escape(f"the last good one is step-00000005: to go on from there, `rm -r {newest}`, then --resume")
+    rename = f"mv {newest} {newest}.damaged"
+    way_back = re.escape(f"the last good one is step-00000005: to go on from there, `{rename}`, then --resume")
     with pytest.raises(CheckpointError, match=f"{re.escape(str(newest))}: {name} {fault}.*; {way_back}"):
         store.load_latest()
     content[-5] ^= 1
@@ -81,10 +82,27 @@ def test_damage_names_the_file_and_the_way_back(store: CheckpointStore, name: st
     (newest / name).unlink()
     with pytest.raises(CheckpointError, match=rf"{name} cannot be read \(No such file or directory\); {way_back}"):
         store.load_latest()
-    shutil.rmtree(newest)  # what the message says
+    subprocess.run(rename, shell=True, check=True)  # what the message says
     loaded = store.load_latest()
     assert loaded is not None
     assert loaded.state["step"] == 5
+    # What was put aside is no checkpoint, and stays.
+    save(store, 12)
+    save(store, 13)
+    assert store.steps() == [12, 13]
+    assert store.path(12).with_name("step-00000012.damaged").is_dir()
+
+
+def test_the_way_back_can_be_typed_whatever_the_folder_is_called(store: CheckpointStore) -> None:
+    store.folder = store.folder / "my run's; $HOME"
+    for step in (5, 12):
+        save(store, step)
+    (store.path(12) / "state.json").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is truncated") as caught:
+        store.load_latest()
+    subprocess.run(str(caught.value).split("`")[1], shell=True, check=True)
+    assert store.steps() == [5]
+    assert store.path(12).with_name("step-00000012.damaged").is_dir()
 
 
 def test_two_damaged_ones_are_both_named(store: CheckpointStore) -> None:
@@ -93,7 +111,8 @@ def test_two_damaged_ones_are_both_named(store: CheckpointStore) -> None:
         save(store, step)
     for step in (2, 3):
         (store.path(step) / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=re.escape(f"`rm -r {store.path(2)} {store.path(3)}`")):
+    renames = " && ".join(f"mv {store.path(step)} {store.path(step)}.damaged" for step in (2, 3))
+    with pytest.raises(CheckpointError, match=re.escape(f"`{renames}`")):
         store.load_latest()
     (store.path(1) / "state.json").unlink()
     with pytest.raises(CheckpointError, match="no earlier good one is left: train again into another --run"):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -135,12 +136,13 @@ class CheckpointStore:
     def _damage(self, newest: Path, fault: str, earlier: list[int]) -> str:
         good = next((step for step in reversed(earlier) if find_fault(self.path(step)) is None), None)
         bad = [self.path(step) for step in earlier if good is None or step > good] + [newest]
-        remove = f"rm -r {' '.join(str(path) for path in bad)}"
+        # Renamed, nothing is lost; under such a name it is no checkpoint any more.
+        rename = " && ".join(shlex.join(["mv", str(path), f"{path}.damaged"]) for path in bad)
         if good is None:
             return f"checkpoint {newest}: {fault}; no earlier good one is left: train again into another --run"
         return (
             f"checkpoint {newest}: {fault}; the last good one is {self.path(good).name}: "
-            f"to go on from there, `{remove}`, then --resume"
+            f"to go on from there, `{rename}`, then --resume"
         )
 
     def _prune(self, best: int | None) -> None:

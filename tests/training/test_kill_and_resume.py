@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import signal
@@ -11,8 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-
-from throughtime.storage import sha256_file
 
 SCRIPT = Path(__file__).parent / "toy_run.py"
 KILL_POINTS = Path(__file__).parent / "toy_kill_points.py"
@@ -36,7 +35,7 @@ def final_digests(run: Path) -> dict[str, str]:
     """SHA-256 of the published model and of all tensors in the last checkpoint."""
     last = max((run / "checkpoints").iterdir())
     files = [run / "model.safetensors", *sorted(last.glob("*.safetensors"))]
-    return {str(file.relative_to(run)): sha256_file(file) for file in files}
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def logged(run: Path) -> list[tuple[str, int, float]]:
@@ -81,6 +80,33 @@ def test_killed_before_every_change_of_a_file() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["points"] > 50
+
+
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_training_leaves_the_first_alone_until_that_is_killed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    keys = ["max_steps=3", "log_every=1", "checkpoint_every=1"]
+    first = start(run, "--slow", "60", *keys)
+    try:
+        while not (run / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        (run / ".model.abc.partial").touch()  # of the first one, as it were
+        before = everything_in(run)
+        second = start(run, "--resume", *keys)
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 2
+        assert err == f"error: run folder {run}: another training is at work in {run}; wait for it or stop it\n"
+        assert everything_in(run) == before
+    finally:
+        first.kill()
+        first.communicate(timeout=60)
+    third = start(run, "--resume", *keys)
+    _, err = third.communicate(timeout=60)
+    assert third.returncode == 0, err
+    assert not list(run.glob(".*"))
 
 
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from toy_task import ToyTask
+from toy_task import RecordedProgress, ToyTask
 
-from throughtime.errors import ConfigError, DivergedError, Interrupted
+from throughtime.errors import ConfigError, DivergedError, Interrupted, StorageError
+from throughtime.training import loop
 from throughtime.training.loop import Trainer
 from throughtime.training.task import Loss
 
@@ -369,6 +370,22 @@ def test_progress_goes_from_nothing_to_all(make_trainer: MakeTrainer) -> None:
     assert [step for _, step, _ in updates] == [1, 4, 8]
     assert updates[-1][0] == 1.0
     assert updates[-1][2]["tokens_per_second"] > 0
+
+
+def test_the_terminal_is_not_taken_when_the_log_cannot_be_opened(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(max_steps=4)
+    trainer._progress = None
+    taken: list[object] = []
+    monkeypatch.setattr(loop, "make_progress", lambda **keys: taken.append(keys))
+    trainer.run.metrics.mkdir()
+    with pytest.raises(StorageError, match=r"cannot write .*metrics\.jsonl: Is a directory"):
+        trainer.fit()
+    assert not taken
+    trainer.run.metrics.rmdir()  # and the folder is held no more
+    trainer._progress = RecordedProgress()
+    assert trainer.fit().steps == 4
 
 
 def test_tensorboard_is_written_when_asked(make_trainer: MakeTrainer) -> None:

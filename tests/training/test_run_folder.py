@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from throughtime.errors import RunFolderError
+from throughtime.training import run_folder
 from throughtime.training.run_folder import RunFolder
 
 
@@ -72,6 +73,24 @@ def test_publish_replaces_files_whole_or_not_at_all(tmp_path: Path) -> None:
     run.publish(lambda folder: void((folder / "model.safetensors").write_bytes(b"three")))
     assert run.model.read_bytes() == b"three"
     assert sorted(entry.name for entry in run.path.iterdir()) == ["model.safetensors", "run.json"]
+
+
+def test_a_published_model_outlives_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunFolder.create(tmp_path / "run", "lm")
+    synced: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(run_folder, "sync_folder", lambda path: synced.append((path, run.model.exists())))
+    run.publish(lambda folder: void((folder / "model.safetensors").write_bytes(b"one")))
+    assert synced == [(run.path, True)]
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", "lm")
+    told = refused(run.path, f"another training is at work in {run.path}; wait for it or stop it")
+    for _ in range(2):
+        with run.held(), pytest.raises(RunFolderError, match=told) as caught, RunFolder(run.path).held():
+            pass
+        assert caught.value.exit_code == 2
+        assert [entry.name for entry in run.path.iterdir()] == ["run.json"]
 
 
 def test_tidy_clears_what_a_kill_left(tmp_path: Path) -> None:

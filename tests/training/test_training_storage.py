@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from throughtime.errors import StorageError
-from throughtime.storage import sha256_file
 from throughtime.training.checkpoint import find_fault
 from throughtime.training.loop import Trainer
 
@@ -23,7 +22,7 @@ MakeTrainer = Callable[..., Trainer]
 def test_a_disk_that_fills_up(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     make_trainer(max_steps=10, evaluate_every=10).fit()
     trainer = make_trainer(max_steps=20, evaluate_every=10)
-    before = sha256_file(trainer.run.model)
+    before = trainer.run.model.read_bytes()
     real = getattr(os, call)
 
     def full(*arguments: object, **keywords: object) -> object:
@@ -40,7 +39,7 @@ def test_a_disk_that_fills_up(make_trainer: MakeTrainer, monkeypatch: pytest.Mon
     ):
         trainer.fit(resume=True)
     monkeypatch.setattr(os, call, real)
-    assert sha256_file(trainer.run.model) == before
+    assert trainer.run.model.read_bytes() == before
     steps = trainer.store.steps()
     assert 10 in steps
     assert all(find_fault(trainer.store.path(step)) is None for step in steps)

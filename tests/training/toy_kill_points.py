@@ -7,6 +7,7 @@ or remove something in the run folder for the n-th time; another child resumes. 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,6 @@ import torch._dynamo
 from toy_run import TOY
 from toy_task import RecordedProgress, ToyTask
 
-from throughtime.storage import sha256_file
 from throughtime.training import distributed
 from throughtime.training.config import TrainingConfig
 from throughtime.training.curve import draw_curve
@@ -84,7 +84,7 @@ def ends(run: Path) -> list[str]:
     leftovers = [entry.name for entry in run.rglob(".*")]
     assert not leftovers, leftovers
     files = [run / "model.safetensors", *sorted(last.glob("*.safetensors"))]
-    return [f"{file.relative_to(run)} {sha256_file(file)}" for file in files]
+    return [f"{file.relative_to(run)} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in files]
 
 
 def main() -> None:

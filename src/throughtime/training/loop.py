@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -89,17 +89,20 @@ class Trainer:
         the same limits, returns its outcome at once.
 
         Raises:
+            RunFolderError: another training is at work in the run folder; nothing in it was changed.
             DivergedError: the loss or the gradient is no longer finite.
             Interrupted: SIGINT or SIGTERM came; all is saved. Its exit code is 128 + the signal's number.
             CheckpointError: the newest checkpoint is damaged.
             StorageError: the disk is full, read-only or gone; what was saved before is whole.
         """
-        model = self.distribution.prepare(self.task.model)
-        try:
-            with StopSignals(insistent=self.distribution.world_size == 1) as signals:
-                return _Fit(self, model, signals, resume=resume).run()
-        finally:
-            self.distribution.release(self.task.model)
+        with ExitStack() as held:
+            self.distribution.on_main(lambda: held.enter_context(self.run.held()))
+            model = self.distribution.prepare(self.task.model)
+            try:
+                with StopSignals(insistent=self.distribution.world_size == 1) as signals:
+                    return _Fit(self, model, signals, resume=resume).run()
+            finally:
+                self.distribution.release(self.task.model)
 
 
 class _Fit:
@@ -119,11 +122,7 @@ class _Fit:
         self.saved = False
         if self.distribution.is_main:
             self.folder.tidy()
-        notice = self._begin(self.store.load_latest() if resume else None, resume=resume)
-        done = self._done()
-        self.progress = trainer._progress or make_progress(is_main=self.distribution.is_main, done=done)
-        if notice:
-            self.progress.note(notice)
+        self.notice = self._begin(self.store.load_latest() if resume else None, resume=resume)
         self.log: MetricsLog | None = None
         if self.distribution.is_main:
             board = self.folder.tensorboard if self.config.tensorboard else None
@@ -131,6 +130,8 @@ class _Fit:
         self.window = _Window()
         self.shown = 0.0
         self.factor = 1.0
+        # Last, as it takes the terminal, which `run` gives back.
+        self.progress = trainer._progress or make_progress(is_main=self.distribution.is_main, done=self._done())
 
     def _begin(self, checkpoint: Checkpoint | None, *, resume: bool) -> str | None:
         """Take up a checkpoint, or start anew; what the user should know about that."""
@@ -161,6 +162,8 @@ class _Fit:
         """Steps until a limit; see `Trainer.fit`."""
         began = time.monotonic() - self.state.seconds
         try:
+            if self.notice:
+                self.progress.note(self.notice)
             self.model.train()
             while True:
                 if self.stop_asked:

@@ -13,15 +13,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from throughtime.errors import RunFolderError
-from throughtime.storage import storage_errors, write_file
+from throughtime.storage import storage_errors, sync_folder, write_file
 
 FORMAT = 1
 _MARK = "run.json"
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,36 @@ class RunFolder:
                         os.fsync(opened.fileno())
                 for file in files:
                     os.replace(file, self.path / file.name)
+                sync_folder(self.path)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A block in which no other training may be at work here; it ends with the process, however that ends.
+
+        Raises:
+            RunFolderError: another training is at work.
+            StorageError: the disk is read-only or gone.
+        """
+        from filelock import FileLock, Timeout
+
+        place = self.path / _LOCK
+        lock = FileLock(place)
+        with storage_errors(self.path):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise RunFolderError(
+                    f"run folder {self.path}: another training is at work in {self.path}; wait for it or stop it"
+                ) from None
+        try:
+            yield
+        finally:
+            # Before the release: afterwards it may be another's. Windows removes no open file, and needs not.
+            with suppress(OSError):
+                place.unlink()
+            lock.release()
 
     def tidy(self) -> None:
         """Clear the half-written models that a killed process left."""

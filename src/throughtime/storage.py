@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import secrets
 import shutil
@@ -85,12 +84,6 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
         sync_folder(path.parent)
-
-
-def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(path: Path) -> None:

@@ -23,15 +23,14 @@ from throughtime.errors import (
     UsageError,
 )
 from throughtime.models import LanguageModel
-from throughtime.storage import sha256_file
 from throughtime.tasks import demo, language
 from throughtime.tasks.configuration import LanguageConfiguration, merged
 
 Train = Callable[..., Path]
 
 
-def weights(run: Path) -> str:
-    return sha256_file(run / "model.safetensors")
+def weights(run: Path) -> bytes:
+    return (run / "model.safetensors").read_bytes()
 
 
 # -- configuration -------------------------------------------------------------------------------------------------

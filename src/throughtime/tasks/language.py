@@ -204,11 +204,12 @@ def _folder(
 
     def make() -> None:
         folder = RunFolder.open(run, NAME) if resume else RunFolder.create(run, NAME)
-        # Found from every working folder, when it is read again.
-        write_file(folder.config, config.model_copy(update={"data": absolute(config.data)}).toml())
-        write_file(run / "tokenizer.json", texts.tokenizer.to_json())
-        write_file(run / "data.json", json.dumps(note, indent=2) + "\n")
-        folder.tidy()
+        with folder.held():
+            # Absolute paths, so that the text is found from every working folder when this is read again.
+            write_file(folder.config, config.model_copy(update={"data": absolute(config.data)}).toml())
+            write_file(run / "tokenizer.json", texts.tokenizer.to_json())
+            write_file(run / "data.json", json.dumps(note, indent=2) + "\n")
+            folder.tidy()
 
     distribution.on_main(make)
     return RunFolder.open(run, NAME)

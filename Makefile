@@ -2,15 +2,26 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+TOOLS  := $(VENV)/.tools
+CPP    := $(wildcard src/throughtime/kernels/native/cpp/*)
 
-.PHONY: demo test check install bench clean
+# Where there is a compiler, the native engine must build; THROUGHTIME_REQUIRE_NATIVE=0 installs without it if it does not.
+CAN_COMPILE := $(shell command -v $(firstword $(CXX)) >/dev/null && $(PYTHON) -c "import os, sysconfig as s; \
+	os.stat(os.path.join(s.get_path('include'), 'Python.h'))" 2>/dev/null && echo 1)
+THROUGHTIME_REQUIRE_NATIVE ?= $(CAN_COMPILE)
+export THROUGHTIME_REQUIRE_NATIVE
+STAMP  := $(VENV)/.installed$(if $(CAN_COMPILE),,-without-native)
+
+.PHONY: demo test test-without-native sanitize check install bench clean
 
 demo: install          ## train on Python's own standard library, evaluate, and write some text
 	$(BIN)/throughtime demo
 
 test: install          ## all tests, with coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term
+
+test-without-native: install   ## what a machine without a compiler runs
+	THROUGHTIME_ISA=none $(BIN)/python -m pytest -n 2 tests/nn tests/recurrence tests/kernels tests/models
 
 check: install         ## formatting, lint, types, floors
 	$(BIN)/ruff format --check .
@@ -23,12 +34,18 @@ bench: install         ## speed against a bare PyTorch script, both sides in one
 
 install: $(STAMP)      ## the package and its tools, in .venv, at the tested versions
 
-$(STAMP): pyproject.toml constraints.txt
+$(TOOLS): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip --constraint constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tensorboard]" --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch scikit-build-core nanobind cmake ninja
 	@touch $@
 
-clean:                 ## forget the installation and the caches
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
+# Not isolated: the build is kept, and a change of the C++ compiles only what it touches.
+$(STAMP): $(TOOLS) CMakeLists.txt $(CPP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--no-build-isolation --editable ".[tensorboard]" --group dev
+	@touch $@
+	$(if $(CAN_COMPILE),,@echo "Installed without the native engine: no C++ compiler or no Python headers here (Debian: apt-get install g++ python3-dev)")
+
+clean:                 ## forget the installation, the builds and the caches
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*

@@ -1,0 +1,1 @@
+"""The native engine: C++ compiled for several instruction sets, one of them chosen when the program runs."""

@@ -1,0 +1,354 @@
+// C = A B, by one register-blocked micro-kernel on packed panels: every product of the engine.
+//
+// B stands in panels of kWidth columns, for each panel its whole depth: (panel, depth / kUnit, kWidth, kUnit). A panel's
+// part of kBlockDepth steps fits the first cache, where all rows of A pass by it. A stands in one of two layouts:
+//   kRowMajor    (row, depth), rows `stride` apart: how activations stand in the time loop
+//   kInterleaved (tile, depth / kUnit, rows of the tile, kUnit): how a transposed matrix is packed without turning it
+// Every element of C is summed over depth in ascending order, in blocks of kBlockDepth, whatever the tiles and whichever
+// thread: the result does not depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <utility>
+
+#include "formats.hpp"
+#include "threads.hpp"
+
+namespace throughtime {
+
+using Index = std::int64_t;
+
+#if defined(__AVX512F__)
+inline constexpr int kTileRows = 14;  // × 2 vectors = 28 sums, 2 of B, 1 of A: 31 of 32 registers
+#elif defined(__aarch64__)
+inline constexpr int kTileRows = 12;
+#else
+inline constexpr int kTileRows = 6;  // 16 registers
+#endif
+inline constexpr int kPanelVectors = 2;
+inline constexpr Index kBlockDepth = 256;
+inline constexpr Index kBlockTiles = 16;
+inline constexpr Index kBlockRows = kBlockTiles * kTileRows;
+
+template <class Format>
+inline constexpr int kWidth = kPanelVectors * kLanes<typename Format::Real>;
+
+inline Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline Index ceil_divide(Index value, Index by) { return (value + by - 1) / by; }
+
+enum class Layout { kRowMajor, kInterleaved };
+
+// `rows` split into tiles whose heights differ by one at most.
+struct Tiles {
+    explicit Tiles(Index rows) : count(ceil_divide(rows, kTileRows)), rows_(rows) {}
+    Index begin(Index tile) const { return count ? rows_ * tile / count : 0; }
+    int height(Index tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
+    Index count;
+
+  private:
+    Index rows_;
+};
+
+// What the micro-kernel is given, for `Panels` neighbouring panels.
+template <class Format>
+struct TileCall {
+    using Real = typename Format::Real;
+    using Packed = typename Format::Packed;
+    Index units;         // depth / kUnit
+    const Packed* a;     // first row's first unit
+    Index stride;        // between rows of A (kRowMajor)
+    const Packed* b;     // first panel's first unit
+    Index panel_stride;  // between panels of B
+    Real* const* c;      // the tile's rows of C
+    Index column;        // the first panel's first column within them
+    int columns;         // of the last panel
+    bool add;            // to what C holds; otherwise to `start`
+    const Real* start;   // (columns) the rows' first value, null for zero
+};
+
+template <class Format, Layout layout, int Rows, int Panels, int Vectors>
+void tile_kernel(const TileCall<Format>& call) {
+    using Real = typename Format::Real;
+    using Packed = typename Format::Packed;
+    constexpr int kUnit = Format::kUnit;
+    constexpr int kAll = (Panels - 1) * kPanelVectors + Vectors;
+    Vector<Real> sums[Rows][kAll];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kAll; ++v) sums[r][v] = Vector<Real>{};
+
+    // Three rows share one pointer, by way of the addressing modes.
+    constexpr int kPointers = (Rows + 2) / 3;
+    const Packed* rows[kPointers];
+#pragma GCC unroll 16
+    for (int i = 0; i < kPointers; ++i) rows[i] = call.a + 3 * i * call.stride;
+    const Packed* a = call.a;
+    const Packed* b = call.b;
+    const Index stride = call.stride;
+    const Index panel_stride = call.panel_stride;
+    for (Index unit = 0; unit < call.units; ++unit) {
+        typename Format::Block of_b[kAll];
+#pragma GCC unroll 8
+        for (int v = 0; v < kAll; ++v)
+            of_b[v] = Format::load_units(b + v / kPanelVectors * panel_stride +
+                                         v % kPanelVectors * kLanes<Real> * kUnit);
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) {
+            const Packed* from = layout == Layout::kRowMajor ? rows[r / 3] + r % 3 * stride : a + r * kUnit;
+            const typename Format::Block of_a = Format::broadcast_unit(from);
+#pragma GCC unroll 8
+            for (int v = 0; v < kAll; ++v) sums[r][v] = Format::multiply_add(sums[r][v], of_a, of_b[v]);
+        }
+        b += kWidth<Format> * kUnit;
+        if constexpr (layout == Layout::kRowMajor) {
+#pragma GCC unroll 16
+            for (int i = 0; i < kPointers; ++i) rows[i] += kUnit;
+        } else {
+            a += Rows * kUnit;
+        }
+    }
+    if (call.columns == Vectors * kLanes<Real>) {
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r) {
+            Real* c = call.c[r] + call.column;
+#pragma GCC unroll 8
+            for (int v = 0; v < kAll; ++v) {
+                Vector<Real> value = sums[r][v];
+                if (call.add) {
+                    value += load(c + v * kLanes<Real>);
+                } else if (call.start) {
+                    value += load(call.start + v * kLanes<Real>);
+                }
+                store(c + v * kLanes<Real>, value);
+            }
+        }
+        return;
+    }
+    // The last panel is not full. By way of memory, element by element: the sums above must stay in registers.
+    Real tile[Rows][kAll * kLanes<Real>];
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kAll; ++v) store(tile[r] + v * kLanes<Real>, sums[r][v]);
+    const int columns = (Panels - 1) * kWidth<Format> + call.columns;
+    for (int r = 0; r < Rows; ++r) {
+        Real* c = call.c[r] + call.column;
+        for (int j = 0; j < columns; ++j) {
+            const Real before = call.add ? c[j] : call.start ? call.start[j] : Real(0);
+            c[j] = before + tile[r][j];
+        }
+    }
+}
+
+template <class Format>
+using TileKernel = void (*)(const TileCall<Format>&);
+
+// Few rows leave most registers free: several panels at once then keep enough sums under way.
+inline constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
+template <class Format, Layout layout, bool Several, int... Row>
+constexpr auto kernel_table(std::integer_sequence<int, Row...>) {
+    return std::array<std::array<TileKernel<Format>, sizeof...(Row)>, kPanelVectors>{
+        {{{tile_kernel<Format, layout, Row + 1, Several ? panels_at_once(Row + 1) : 1, 1>...}},
+         {{tile_kernel<Format, layout, Row + 1, Several ? panels_at_once(Row + 1) : 1, 2>...}}}};
+}
+
+// One tile times panels [first, last), whose columns follow one another in C.
+template <class Format, Layout layout>
+inline void multiply_tile(int rows, TileCall<Format> call, Index panels, int last_columns) {
+    static constexpr auto one = kernel_table<Format, layout, false>(std::make_integer_sequence<int, kTileRows>{});
+    static constexpr auto several = kernel_table<Format, layout, true>(std::make_integer_sequence<int, kTileRows>{});
+    const int at_once = panels_at_once(rows);
+    const auto r = static_cast<std::size_t>(rows - 1);
+    while (panels > 0) {
+        const bool group = panels >= at_once;
+        const Index taken = group ? at_once : 1;
+        call.columns = panels == taken ? last_columns : kWidth<Format>;
+        const auto vectors = static_cast<std::size_t>((call.columns - 1) / kLanes<typename Format::Real>);
+        (group ? several : one)[vectors][r](call);
+        panels -= taken;
+        call.b += taken * call.panel_stride;
+        call.column += taken * kWidth<Format>;
+        if (call.start) call.start += taken * kWidth<Format>;
+    }
+}
+
+// -- B ----------------------------------------------------------------------------------------------------------------
+
+// B (depth, groups · columns) in panels; each group (a gate) begins a panel of its own.
+template <class Format>
+struct Panels {
+    using Packed = typename Format::Packed;
+    Index depth = 0;
+    Index groups = 1;
+    Index columns = 0;  // of one group
+    Packed* data = nullptr;
+
+    Index units() const { return ceil_divide(depth, Format::kUnit); }
+    Index panel_size() const { return units() * Format::kUnit * kWidth<Format>; }
+    Index group_panels() const { return ceil_divide(columns, kWidth<Format>); }
+    Index panels() const { return groups * group_panels(); }
+    Index size() const { return panels() * panel_size(); }
+    Packed* panel(Index p) const { return data + p * panel_size(); }
+    Index first_column(Index p) const {
+        return p / group_panels() * columns + p % group_panels() * kWidth<Format>;
+    }
+    int panel_columns(Index p) const {
+        return static_cast<int>(std::min<Index>(kWidth<Format>, columns - p % group_panels() * kWidth<Format>));
+    }
+};
+
+// Panel p of B where B's columns are the rows of a weight matrix (groups · columns, depth), as they are in W h.
+template <class Format>
+void pack_weight_rows(const Panels<Format>& b, Index p, const typename Format::Real* weight) {
+    constexpr int kUnit = Format::kUnit;
+    constexpr Index kChunk = 16;  // of depth: one line of the cache from each row
+    const int columns = b.panel_columns(p);
+    const Index first = b.first_column(p);
+    const Index depth = b.units() * kUnit;
+    auto* panel = b.panel(p);
+    for (Index k0 = 0; k0 < depth; k0 += kChunk) {
+        const Index k1 = std::min(depth, k0 + kChunk);
+        for (int j = 0; j < kWidth<Format>; ++j) {
+            const typename Format::Real* row = weight + (first + j) * b.depth;
+            for (Index k = k0; k < k1; ++k)
+                panel[k / kUnit * kWidth<Format> * kUnit + j * kUnit + k % kUnit] =
+                    Format::pack(j < columns && k < b.depth ? row[k] : 0);
+        }
+    }
+}
+
+// Panel p of B where B's rows are rows in memory: row(k) gives the k-th, `scale` (depth → row of factors) may be null.
+template <class Format, class Row>
+void pack_rows(const Panels<Format>& b, Index p, Row row) {
+    using Real = typename Format::Real;
+    constexpr int kUnit = Format::kUnit;
+    const int columns = b.panel_columns(p);
+    const Index first = b.first_column(p);
+    auto* panel = b.panel(p);
+    for (Index k = 0; k < b.units() * kUnit; ++k) {
+        const Real* from = k < b.depth ? row(k) : nullptr;
+        auto* to = panel + k / kUnit * kWidth<Format> * kUnit + k % kUnit;
+        if (!from) {
+            for (int j = 0; j < kWidth<Format>; ++j) to[j * kUnit] = Format::pack(0);
+        } else if (columns == kWidth<Format>) {
+            for (int j = 0; j < kWidth<Format>; ++j) to[j * kUnit] = Format::pack(from[first + j]);
+        } else {
+            for (int j = 0; j < kWidth<Format>; ++j) to[j * kUnit] = Format::pack(j < columns ? from[first + j] : 0);
+        }
+    }
+}
+
+// -- A ----------------------------------------------------------------------------------------------------------------
+
+// Rows apart by a distance that is no power of two, so that the rows of a tile do not compete for one place in the cache.
+template <class Format>
+inline Index padded_stride(Index depth) {
+    const Index line = 64 / static_cast<Index>(sizeof(typename Format::Packed));
+    const Index lines = ceil_divide(depth, line);
+    return (lines + (lines % 2 ? 0 : 1)) * line;
+}
+
+// Rows [begin, end) of A from rows in memory, depth [k0, k1), as (row, depth); the last unit is filled up with zeros.
+template <class Format, class Row>
+struct RowsOfA {
+    static constexpr Layout kLayout = Layout::kRowMajor;
+    using Packed = typename Format::Packed;
+    Row row;
+
+    void pack(Index begin, Index end, Index k0, Index k1, Packed* to) const {
+        const Index stride = padded_stride<Format>(k1 - k0);
+        const Index filled = round_up(k1 - k0, Format::kUnit);
+        for (Index i = begin; i < end; ++i, to += stride) {
+            const typename Format::Real* from = row(i) + k0;
+            for (Index k = 0; k < k1 - k0; ++k) to[k] = Format::pack(from[k]);
+            for (Index k = k1 - k0; k < filled; ++k) to[k] = Format::pack(0);
+        }
+    }
+};
+
+// A whose columns are rows in memory (A = Mᵀ): row(k) is M's k-th row, of which elements [begin, end) are wanted.
+template <class Format, class Row>
+struct ColumnsOfA {
+    static constexpr Layout kLayout = Layout::kInterleaved;
+    using Packed = typename Format::Packed;
+    Row row;
+
+    void pack(Index begin, Index end, Index k0, Index k1, Packed* to) const {
+        constexpr int kUnit = Format::kUnit;
+        const Tiles tiles(end - begin);
+        const Index filled = round_up(k1 - k0, kUnit);
+        for (Index k = 0; k < filled; ++k) {
+            const typename Format::Real* from = k < k1 - k0 ? row(k0 + k) + begin : nullptr;
+            for (Index tile = 0; tile < tiles.count; ++tile) {
+                const Index first = tiles.begin(tile);
+                const int height = tiles.height(tile);
+                Packed* at = to + first * filled + k / kUnit * height * kUnit + k % kUnit;
+                for (int r = 0; r < height; ++r) at[r * kUnit] = Format::pack(from ? from[first + r] : 0);
+            }
+        }
+    }
+};
+
+// Elements of scratch that one thread needs to pack A in.
+template <class Format>
+inline constexpr Index kScratchOfA = kBlockRows * (kBlockDepth + 64);
+
+// -- C ----------------------------------------------------------------------------------------------------------------
+
+// C = start + A B, or C += A B: all members of a team call it, each with scratch of its own; `next` begins at zero.
+// c_row(i) is the i-th row of C. Members do not wait for each other at its end.
+template <class Format, class SourceOfA, class RowOfC>
+void multiply(const Member& member, std::atomic<Index>& next, Index rows, const SourceOfA& a, const Panels<Format>& b,
+              RowOfC c_row, bool add, const typename Format::Real* start, typename Format::Packed* scratch) {
+    using Real = typename Format::Real;
+    if (rows <= 0 || b.columns <= 0) return;
+    const Index row_blocks = ceil_divide(rows, kBlockRows);
+    // Enough pieces for all members; a piece spans few panels only where there are few rows.
+    const Index wanted = member.count > 1 ? ceil_divide(3 * member.count, row_blocks) : 1;
+    const Index chunk = std::max<Index>(1, std::min(b.group_panels(), ceil_divide(b.panels(), wanted)));
+    const Index group_chunks = ceil_divide(b.group_panels(), chunk);
+    const Index pieces = row_blocks * b.groups * group_chunks;
+    std::array<Real*, kBlockRows> c;
+    for (Index piece = next++; piece < pieces; piece = next++) {
+        const Index begin = rows * (piece % row_blocks) / row_blocks;
+        const Index end = rows * (piece % row_blocks + 1) / row_blocks;
+        const Index group = piece / row_blocks / group_chunks;
+        const Index in_group = piece / row_blocks % group_chunks * chunk;
+        const Index first = group * b.group_panels() + in_group;
+        const Index panels = std::min(chunk, b.group_panels() - in_group);
+        const Tiles tiles(end - begin);
+        for (Index i = begin; i < end; ++i) c[static_cast<std::size_t>(i - begin)] = c_row(i);
+        for (Index k0 = 0; k0 < std::max<Index>(b.depth, 1); k0 += kBlockDepth) {
+            const Index k1 = std::min(b.depth, k0 + kBlockDepth);
+            a.pack(begin, end, k0, k1, scratch);
+            const Index units = ceil_divide(k1 - k0, Format::kUnit);
+            const Index stride = SourceOfA::kLayout == Layout::kRowMajor ? padded_stride<Format>(k1 - k0)
+                                                                         : units * Format::kUnit;
+            TileCall<Format> call{};
+            call.units = units;
+            call.stride = stride;
+            call.panel_stride = b.panel_size();
+            call.add = add || k0 > 0;
+            // Panels outside, tiles inside: a panel stays in the first cache while all tiles pass by it.
+            const Index at_once = panels_at_once(tiles.height(0));
+            for (Index p = first; p < first + panels; p += at_once) {
+                const Index now = std::min(at_once, first + panels - p);
+                call.b = b.panel(p) + k0 * kWidth<Format>;
+                call.column = b.first_column(p);
+                call.start = start ? start + call.column : nullptr;
+                for (Index tile = 0; tile < tiles.count; ++tile) {
+                    call.a = scratch + tiles.begin(tile) * stride;
+                    call.c = c.data() + tiles.begin(tile);
+                    multiply_tile<Format, SourceOfA::kLayout>(tiles.height(tile), call, now,
+                                                              b.panel_columns(p + now - 1));
+                }
+            }
+        }
+    }
+}
+
+}  // namespace throughtime

@@ -1,0 +1,7 @@
+// The Python module of one instruction set.
+#include "bindings.hpp"
+
+NB_MODULE(TT_MODULE_NAME, m) {
+    m.doc() = "The native engine of throughtime, for one instruction set.";
+    throughtime::bind_recurrence(m);
+}

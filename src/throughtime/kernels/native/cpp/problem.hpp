@@ -1,0 +1,126 @@
+// One cell over the steps of a batch in one direction, as Python hands it over.
+#pragma once
+
+#include <vector>
+
+#include "gemm.hpp"
+
+namespace throughtime {
+
+enum class Cell { kRnnTanh, kRnnRelu, kLstm, kGru };
+
+// Every buffer is C-contiguous. T steps, B sequences, I inputs, H units; G gates that see x, S values saved for each unit
+// and step (LSTM: i f g o; GRU: r z n and W_n h + b_hn; RNN: h before zoneout). Null where there is none.
+template <class Number>
+struct Problem {
+    using Real = Number;
+    Cell cell;
+    Index steps, batch, inputs, units;
+    bool reverse;
+    const Real* x;          // (T, B, I)
+    const Real* weight_ih;  // (G H, I)
+    const Real* weight_hh;  // (G H, H)
+    const Real* bias_ih;    // (G H)
+    const Real* bias_hh;    // (G H)
+    const Real* peephole;   // (3, H) for i, f, o
+    const Real* h_first;    // (B, H)
+    const Real* c_first;    // (B, H)
+    const std::int64_t* lengths;  // (B)
+    const std::uint8_t* resets;   // (T, B)
+    const Real* mask;       // (B, H), scales h(t-1) where it enters the product
+    const Real* zoneout_h;  // (T, B, H), the share of the old value that stays
+    const Real* zoneout_c;  // (T, B, H)
+
+    Real* outputs;  // (T, B, H); zero behind a sequence's length
+    Real* h_last;   // (B, H)
+    Real* c_last;   // (B, H)
+    Real* saved;    // (T, B, S H)
+    Real* cells;    // (T, B, H), c(t); null where nobody needs it
+};
+
+// What a backward pass reads and writes beyond that. Null gradients are zero, null results are not wanted.
+template <class Number>
+struct Gradients {
+    using Real = Number;
+    const Real* outputs;   // (T, B, H)
+    const Real* h_last;    // (B, H)
+    const Real* c_last;    // (B, H)
+    const Real* cells;     // (T, B, H)
+    const Real* gates;     // (T, B, S H), of the gates handed out
+
+    Real* x;          // (T, B, I)
+    Real* weight_ih;  // (G H, I)
+    Real* weight_hh;  // (G H, H)
+    Real* bias_ih;    // (G H)
+    Real* bias_hh;    // (G H)
+    Real* peephole;   // (3, H)
+    Real* h_first;    // (B, H)
+    Real* c_first;    // (B, H)
+    Real* products;   // (T, B, S H) scratch: the gradient of every summed input
+};
+
+inline int gates_of(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
+inline int saved_of(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1; }
+
+// Which sequences run at which step. Sorted by length, the longest first, those that run are always the first ones:
+// padding costs nothing. Row (s, j) is the j-th sorted sequence at its s-th step, in the order of the recurrence.
+class Schedule {
+  public:
+    template <class Real>
+    explicit Schedule(const Problem<Real>& problem)
+        : batch_(problem.batch), reverse_(problem.reverse), order_(static_cast<std::size_t>(problem.batch)) {
+        for (Index b = 0; b < batch_; ++b) order_[static_cast<std::size_t>(b)] = b;
+        const auto length = [&](Index b) { return problem.lengths ? problem.lengths[b] : problem.steps; };
+        if (problem.lengths) {
+            std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) { return length(a) > length(b); });
+        }
+        steps_ = batch_ ? length(order_[0]) : 0;
+        offsets_.resize(static_cast<std::size_t>(steps_ + 1));
+        Index running = batch_;
+        for (Index s = 0; s < steps_; ++s) {
+            while (running > 0 && length(order_[static_cast<std::size_t>(running - 1)]) <= s) --running;
+            for (Index j = 0; j < running; ++j) {
+                const Index b = order_[static_cast<std::size_t>(j)];
+                rows_.push_back((reverse_ ? length(b) - 1 - s : s) * batch_ + b);
+            }
+            offsets_[static_cast<std::size_t>(s + 1)] = static_cast<Index>(rows_.size());
+        }
+    }
+
+    Index steps() const { return steps_; }
+    Index rows() const { return static_cast<Index>(rows_.size()); }
+    // How many sequences run at step s.
+    Index running(Index s) const { return begin(s + 1) - begin(s); }
+    Index begin(Index s) const { return offsets_[static_cast<std::size_t>(s)]; }
+    // Where row (s, j) stands among the T · B rows of the caller's tensors.
+    Index place(Index s, Index j) const { return place(begin(s) + j); }
+    Index place(Index row) const { return rows_[static_cast<std::size_t>(row)]; }
+    Index sequence(Index j) const { return order_[static_cast<std::size_t>(j)]; }
+    // The same sequence one step earlier in the order of the recurrence.
+    Index previous(Index place) const { return reverse_ ? place + batch_ : place - batch_; }
+
+  private:
+    Index batch_, steps_ = 0;
+    bool reverse_;
+    std::vector<Index> order_, offsets_, rows_;
+};
+
+// Memory for the length of one call, on lines of the cache and, where there is much of it, on large pages.
+class Buffers {
+  public:
+    Buffers() = default;
+    Buffers(const Buffers&) = delete;
+    Buffers& operator=(const Buffers&) = delete;
+    ~Buffers();
+
+    template <class Element>
+    Element* take(Index count) {
+        return static_cast<Element*>(take_bytes(count * static_cast<Index>(sizeof(Element))));
+    }
+
+  private:
+    void* take_bytes(Index bytes);
+    std::vector<void*> taken_;
+};
+
+}  // namespace throughtime

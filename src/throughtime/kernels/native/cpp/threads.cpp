@@ -1,0 +1,126 @@
+#include "threads.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "intrinsics.hpp"
+
+namespace throughtime {
+namespace {
+
+// Rounds of waiting in a loop before the operating system is asked: some tens of microseconds.
+constexpr int kSpins = 4000;
+
+template <class Condition>
+bool spin_until(Condition condition) {
+    for (int i = 0; i < kSpins; ++i) {
+        if (condition()) return true;
+        intrinsics::pause();
+    }
+    return false;
+}
+
+// A worker waits for its next task: it spins for a moment, as calls follow one another closely, and then sleeps.
+class Worker {
+  public:
+    Worker() : thread_([this] { loop(); }) {}
+
+    ~Worker() {
+        give(nullptr);
+        thread_.join();
+    }
+
+    void give(std::function<void()> task) {
+        {
+            const std::lock_guard<std::mutex> lock(mutex_);
+            task_ = std::move(task);
+            given_.store(true, std::memory_order_release);
+        }
+        wake_.notify_one();
+    }
+
+    void wait_until_done() {
+        while (!spin_until([this] { return !given_.load(std::memory_order_acquire); })) sched_yield();
+    }
+
+  private:
+    void loop() {
+        while (true) {
+            if (!spin_until([this] { return given_.load(std::memory_order_acquire); })) {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [this] { return given_.load(std::memory_order_relaxed); });
+            }
+            std::function<void()> task;
+            {
+                const std::lock_guard<std::mutex> lock(mutex_);
+                task = std::move(task_);
+            }
+            if (!task) return;
+            task();
+            given_.store(false, std::memory_order_release);
+        }
+    }
+
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::function<void()> task_;
+    std::atomic<bool> given_{false};
+    std::thread thread_;
+};
+
+struct Pool {
+    std::mutex owner;
+    std::vector<std::unique_ptr<Worker>> workers;
+};
+
+// Never destroyed: workers may still sleep when the process ends, and after a fork they are not there to be joined.
+Pool* pool = nullptr;
+
+Pool& current_pool() {
+    static const bool prepared = [] {
+        pool = new Pool;
+        // Threads do not survive a fork: the child leaves the parent's pool alone and begins with a new one.
+        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+        return true;
+    }();
+    (void)prepared;
+    return *pool;
+}
+
+}  // namespace
+
+void Barrier::wait() {
+    const unsigned round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
+        arrived_.store(0, std::memory_order_relaxed);
+        round_.store(round + 1, std::memory_order_release);
+        return;
+    }
+    while (!spin_until([&] { return round_.load(std::memory_order_acquire) != round; })) sched_yield();
+}
+
+void run_together(int threads, const std::function<void(const Member&)>& work) {
+    Pool& shared = current_pool();
+    std::unique_lock<std::mutex> owner(shared.owner, std::defer_lock);
+    if (threads <= 1 || !owner.try_lock()) {
+        work(Member{0, 1, nullptr});
+        return;
+    }
+    while (static_cast<int>(shared.workers.size()) < threads - 1) shared.workers.push_back(std::make_unique<Worker>());
+    Barrier barrier(threads);
+    for (int i = 1; i < threads; ++i) {
+        shared.workers[static_cast<std::size_t>(i - 1)]->give([&work, &barrier, i, threads] {
+            work(Member{i, threads, &barrier});
+        });
+    }
+    work(Member{0, threads, &barrier});
+    for (int i = 1; i < threads; ++i) shared.workers[static_cast<std::size_t>(i - 1)]->wait_until_done();
+}
+
+}  // namespace throughtime

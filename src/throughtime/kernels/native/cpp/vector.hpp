@@ -1,0 +1,112 @@
+// Vectors of the widest registers that the instruction set has, by compiler vector extensions.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "intrinsics.hpp"
+
+namespace throughtime {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+#elif defined(__AVX__)
+inline constexpr int kVectorBytes = 32;
+#else
+inline constexpr int kVectorBytes = 16;
+#endif
+
+template <class Real>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+    typedef float type __attribute__((vector_size(kVectorBytes)));
+    typedef std::int32_t integers __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+    typedef double type __attribute__((vector_size(kVectorBytes)));
+    typedef std::int64_t integers __attribute__((vector_size(kVectorBytes)));
+};
+
+template <class Real>
+using Vector = typename VectorOf<Real>::type;
+template <class Real>
+using Integers = typename VectorOf<Real>::integers;
+template <class Real>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Real));
+
+template <class Real>
+inline Vector<Real> load(const Real* from) {
+    Vector<Real> v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+}
+
+template <class Real>
+inline void store(Real* to, Vector<Real> v) {
+    std::memcpy(to, &v, sizeof v);
+}
+
+// The first `count` lanes; the others are zero. `count` is at least 1.
+template <class Real>
+inline Vector<Real> load(const Real* from, int count) {
+    if (count >= kLanes<Real>) return load(from);
+    Vector<Real> v = {};
+    std::memcpy(&v, from, sizeof(Real) * static_cast<std::size_t>(count));
+    return v;
+}
+
+template <class Real>
+inline void store(Real* to, Vector<Real> v, int count) {
+    if (count >= kLanes<Real>) return store(to, v);
+    std::memcpy(to, &v, sizeof(Real) * static_cast<std::size_t>(count));
+}
+
+template <class Real>
+inline Vector<Real> broadcast(Real value) {
+    return value - Vector<Real>{};
+}
+
+template <class Real>
+inline Vector<Real> bits_to_real(Integers<Real> bits) {
+    Vector<Real> v;
+    std::memcpy(&v, &bits, sizeof v);
+    return v;
+}
+
+template <class Real>
+inline Integers<Real> real_to_bits(Vector<Real> v) {
+    Integers<Real> bits;
+    std::memcpy(&bits, &v, sizeof v);
+    return bits;
+}
+
+// Lane by lane: yes where the condition's lane is all ones, else no.
+template <class Real>
+inline Vector<Real> select(Integers<Real> condition, Vector<Real> yes, Vector<Real> no) {
+    return condition ? yes : no;
+}
+
+template <class Real>
+inline Vector<Real> clamp(Vector<Real> v, Real low, Real high) {
+    // A NaN passes: both comparisons are false for it.
+    v = select<Real>(v < broadcast(low), broadcast(low), v);
+    return select<Real>(v > broadcast(high), broadcast(high), v);
+}
+
+template <class Real>
+inline Real sum(Vector<Real> v) {
+    Real total = 0;
+    for (int lane = 0; lane < kLanes<Real>; ++lane) total += v[lane];
+    return total;
+}
+
+template <class Real>
+inline Real largest(Vector<Real> v) {
+    Real best = v[0];
+    for (int lane = 1; lane < kLanes<Real>; ++lane) best = v[lane] > best ? v[lane] : best;
+    return best;
+}
+
+}  // namespace throughtime

@@ -103,7 +103,9 @@ def missing_reason() -> str | None:
 
 
 def _is_built(module: str) -> bool:
-    return importlib.util.find_spec(f"{__package__}.{module}") is not None
+    spec = importlib.util.find_spec(f"{__package__}.{module}")
+    # An editable installation also names what only an earlier build had.
+    return spec is not None and spec.origin is not None and os.path.exists(spec.origin)
 
 
 def _import(module: str) -> ModuleType:

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 TOOLS  := $(VENV)/.tools
+SITE   := python$(shell $(PYTHON) -c "import sys; print('%d.%d' % sys.version_info[:2])")/site-packages
+SANITIZED := build/sanitized
 CPP    := $(wildcard src/throughtime/kernels/native/cpp/*)
 
 # Where there is a compiler, the native engine must build; THROUGHTIME_REQUIRE_NATIVE=0 installs without it if it does not.
@@ -22,6 +24,18 @@ test: install          ## all tests, with coverage
 
 test-without-native: install   ## what a machine without a compiler runs
 	THROUGHTIME_ISA=none $(BIN)/python -m pytest -n 2 tests/nn tests/recurrence tests/kernels tests/models
+
+sanitize: install      ## the native engine's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(PYTHON) -m venv --without-pip $(SANITIZED)
+	@# It sees the tools of .venv, and its own throughtime before the one installed there.
+	echo "$(abspath $(BIN)/..)/lib/$(SITE)" > $(SANITIZED)/lib/$(SITE)/tools.pth
+	THROUGHTIME_REQUIRE_NATIVE=1 THROUGHTIME_NATIVE_ISAS=native \
+		$(BIN)/python -m pip --python $(SANITIZED)/bin/python install --quiet --no-deps --no-build-isolation . \
+		--config-settings=build-dir=$(SANITIZED)/cmake --config-settings=cmake.build-type=RelWithDebInfo \
+		--config-settings=cmake.define.THROUGHTIME_SANITIZE=ON
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 \
+		$(SANITIZED)/bin/python -m pytest tests/kernels/native
 
 check: install         ## formatting, lint, types, floors
 	$(BIN)/ruff format --check .

@@ -6,5 +6,6 @@
 #include <nanobind/stl/vector.h>
 
 NB_MODULE(TT_MODULE_NAME, m) {
-    m.def("supported_isas", &throughtime::supported_isas, "The instruction sets that this processor runs, fastest first.");
+    m.def("supported_isas", &throughtime::supported_isas,
+          "The instruction sets that this processor and operating system run, fastest first.");
 }

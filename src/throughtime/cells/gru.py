@@ -55,6 +55,7 @@ class GRUEquations:
     """Eqs. 10.45-10.47 with the weights they use."""
 
     family: ClassVar[str] = "gru"
+    gates_type: ClassVar[type[GRUGates]] = GRUGates
     torch_kernel: ClassVar[str] = "gru"
     weights: GRUWeights
     reset_after: bool = True

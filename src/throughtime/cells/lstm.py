@@ -68,6 +68,7 @@ class LSTMEquations:
     """Eqs. 10.40-10.44 with the weights they use."""
 
     family: ClassVar[str] = "lstm"
+    gates_type: ClassVar[type[LSTMGates]] = LSTMGates
     torch_kernel: ClassVar[str] = "lstm"
     weights: LSTMWeights
 

@@ -48,6 +48,7 @@ class RNNEquations:
     """Eqs. 10.8-10.9 with the weights they use."""
 
     family: ClassVar[str] = "rnn"
+    gates_type: ClassVar[type[RNNGates]] = RNNGates
     weights: RNNWeights
     nonlinearity: str = "tanh"
 

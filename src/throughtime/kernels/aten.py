@@ -1,7 +1,6 @@
 """The torch engine: PyTorch's own fused recurrences (ATen, oneDNN, cuDNN), where they compute the same function.
 
-oneDNN's LSTM and cuDNN's layers have no second derivative. Here a backward pass that is itself to be differentiated
-(`create_graph=True`) is computed on the reference path instead, so that it works for every layer in every mode.
+oneDNN's LSTM and cuDNN's layers have no second derivative; `throughtime.kernels.twice` gives them one.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch.autograd import forward_ad
 
 from throughtime.kernels.pieces import run_in_pieces
 from throughtime.kernels.recurrence import Recurrence, Unfolded
-from throughtime.kernels.reference import ReferenceEngine
+from throughtime.kernels.twice import differentiable_twice
 
 
 class TorchEngine:
@@ -51,107 +49,23 @@ class TorchEngine:
         """Run the fused kernel; ragged batches as `PackedSequence` does, resets in pieces."""
         if call.resets is not None:
             return run_in_pieces(call, self.run)
-        tensors = _tensors(call)
         once_only = call.cell.family == "lstm" or call.inputs.is_cuda
-        if once_only and torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-            results = _TwiceDifferentiable.apply(call, *tensors)  # type: ignore[no-untyped-call]
-        else:
-            results = _fused(call)
-        return Unfolded(results[0], type(call.state)(*results[1:]))
+        return differentiable_twice(call, _fused) if once_only else _fused(call)
 
 
-class _TwiceDifferentiable(torch.autograd.Function):
-    """A fused kernel whose backward pass, where it is to be differentiated itself, is the reference path's."""
-
-    @staticmethod
-    def forward(ctx: Any, call: Recurrence, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*tensors)
-        # Tensors are autograd's to keep, to free and to guard against changes in place: here are only their shapes.
-        ctx.call = _with_tensors(call, [None if t is None else torch.empty_like(t, device="meta") for t in tensors])
-        ctx.autocast = _autocast_now(call.inputs.device.type)
-        ctx.leaves, ctx.results = _differentiable(call, tensors, _fused)
-        ctx.set_materialize_grads(False)
-        return tuple(result.detach() for result in ctx.results)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        twice = torch.is_grad_enabled()
-        tensors = ctx.saved_tensors
-        if twice:
-            # Aliases end the search for gradients here: where one of these tensors was made from another (the state
-            # from the same weights, in an earlier call), that path is autograd's to follow, and to count once.
-            leaves = [t if t is None or not t.requires_grad else t.view_as(t) for t in tensors]
-            with ctx.autocast():
-                results = _reference(_with_tensors(ctx.call, leaves))
-        else:
-            if ctx.results is None:  # a second plain backward over a kept graph
-                with ctx.autocast():
-                    ctx.leaves, ctx.results = _differentiable(ctx.call, tensors, _fused)
-            leaves, results = ctx.leaves, ctx.results
-            # The kernel's workspace goes as soon as autograd's own buffers would.
-            ctx.leaves = ctx.results = None
-        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        pairs = [(r, g) for r, g in zip(results, gradients, strict=True) if g is not None and r.requires_grad]
-        if not pairs:
-            return (None, *[None for _ in leaves])
-        found = iter(
-            torch.autograd.grad(
-                [result for result, _ in pairs],
-                wanted,
-                [gradient for _, gradient in pairs],
-                create_graph=twice,
-                allow_unused=True,
-            )
-        )
-        return (None, *[next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves])
-
-
-def _differentiable(
-    call: Recurrence, tensors: tuple[Tensor | None, ...], run: Callable[[Recurrence], tuple[Tensor, ...]]
-) -> tuple[list[Tensor | None], tuple[Tensor, ...]]:
-    """Run on detached leaves, with a graph of its own from the leaves to the results."""
-    leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors]
-    with torch.enable_grad():
-        return leaves, run(_with_tensors(call, leaves))
-
-
-def _autocast_now(device_type: str) -> Callable[[], torch.autocast]:
-    """The autocast in force, to be entered again in the backward pass, which runs outside of it."""
-    enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
-    return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)
-
-
-def _tensors(call: Recurrence) -> list[Tensor | None]:
-    """Everything that may need a gradient: inputs, state fields, weights."""
-    cell: Any = call.cell
-    return [call.inputs, *call.state, *cell.weights]
-
-
-def _with_tensors(call: Recurrence, tensors: Any) -> Recurrence:
-    """The same call on other tensors, in the order of `_tensors`."""
-    cell: Any = call.cell
-    inputs, *rest = tensors
-    fields = len(call.state)
-    weights = type(cell.weights)(*rest[fields:])
-    return replace(call, inputs=inputs, state=type(call.state)(*rest[:fields]), cell=replace(cell, weights=weights))
-
-
-def _reference(call: Recurrence) -> tuple[Tensor, ...]:
-    unfolded = ReferenceEngine().run(call)
-    return (unfolded.outputs, *unfolded.final_state)
-
-
-def _fused(call: Recurrence) -> tuple[Tensor, ...]:
-    """Outputs and final state fields from the fused kernel, for whole or ragged sequences in either direction."""
+def _fused(call: Recurrence) -> Unfolded:
+    """What the fused kernel makes of whole or ragged sequences in either direction."""
     steps = call.inputs.shape[0]
     lengths = call.lengths
     if lengths is not None and bool((lengths == steps).all()):
         lengths = None
     if not call.reverse:
-        return _forward_in_time(call, call.inputs, lengths)
-    turn = _turn if lengths is None else _turn_ragged(lengths, steps)
-    outputs, *state = _forward_in_time(call, turn(call.inputs), lengths)
-    return (turn(outputs), *state)
+        outputs, *state = _forward_in_time(call, call.inputs, lengths)
+    else:
+        turn = _turn if lengths is None else _turn_ragged(lengths, steps)
+        turned, *state = _forward_in_time(call, turn(call.inputs), lengths)
+        outputs = turn(turned)
+    return Unfolded(outputs, type(call.state)(*state))
 
 
 def _turn(sequence: Tensor) -> Tensor:

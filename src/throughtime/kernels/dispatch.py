@@ -9,11 +9,12 @@ import torch
 
 from throughtime.errors import EngineError, UsageError
 from throughtime.kernels.aten import TorchEngine
+from throughtime.kernels.native.engine import NativeEngine
 from throughtime.kernels.recurrence import Engine, Recurrence, Unfolded
 from throughtime.kernels.reference import ReferenceEngine
 
 # Fastest first. `auto` takes the first that does not refuse; the reference refuses nothing.
-ENGINES: tuple[Engine, ...] = (TorchEngine(), ReferenceEngine())
+ENGINES: tuple[Engine, ...] = (NativeEngine(), TorchEngine(), ReferenceEngine())
 
 
 def engine_names() -> tuple[str, ...]:

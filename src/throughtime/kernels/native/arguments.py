@@ -1,0 +1,53 @@
+"""What the native recurrence is called with."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+# Multiplications of one step for all its rows below which more threads cost more than they bring.
+_SMALL = 1 << 16
+
+
+class Arguments(NamedTuple):
+    """The operator's arguments in its order; T steps, B sequences, I inputs, H units, G gates."""
+
+    cell: str  # "rnn_tanh", "rnn_relu", "lstm" or "gru"
+    precision: str  # what operands of products are rounded to: "float32", "float64" or "bfloat16"
+    reverse: bool
+    inputs: Tensor  # (T, B, I)
+    weight_ih: Tensor  # (G · H, I)
+    weight_hh: Tensor  # (G · H, H)
+    bias_ih: Tensor | None  # (G · H)
+    bias_hh: Tensor | None  # (G · H)
+    weight_peephole: Tensor | None  # (3, H)
+    h_first: Tensor  # (B, H)
+    c_first: Tensor | None  # (B, H)
+    lengths: Tensor | None  # (B), int64
+    resets: Tensor | None  # (T, B), bool
+    recurrent_mask: Tensor | None  # (B, H)
+    zoneout_h: Tensor | None  # (T, B, H)
+    zoneout_c: Tensor | None  # (T, B, H)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """T, B, I, H."""
+        steps, batch, inputs = self.inputs.shape
+        return steps, batch, inputs, self.weight_hh.shape[1]
+
+    @property
+    def saved_values(self) -> int:
+        """S: how many values are saved for each unit and step."""
+        return 1 if self.cell.startswith("rnn") else 4
+
+    def contiguous(self) -> dict[str, Tensor]:
+        """The tensors by name, without those that are None, each in one piece."""
+        pairs = zip(self._fields, self, strict=True)
+        return {name: value.contiguous() for name, value in pairs if isinstance(value, Tensor)}
+
+
+def is_small(sizes: tuple[int, int, int, int]) -> bool:
+    """Whether one thread is enough."""
+    _, batch, inputs, units = sizes
+    return batch * units * max(inputs, units) < _SMALL

@@ -1,0 +1,180 @@
+"""The recurrences of the native engine as PyTorch operators, `torch.ops.throughtime.recurrence` and its backward pass.
+
+As operators, with shapes known ahead (fake tensors) and a registered derivative, they are met as one node by
+`torch.compile`, `torch.export`, DDP, checkpointing and autocast.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime.errors import EngineError
+from throughtime.kernels.native import library
+from throughtime.kernels.native.arguments import Arguments, is_small
+
+_SIGNATURE = (
+    "str cell, str precision, bool reverse, Tensor inputs, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
+    "Tensor? bias_hh, Tensor? weight_peephole, Tensor h_first, Tensor? c_first, Tensor? lengths, Tensor? resets, "
+    "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c"
+)
+_operators = torch.library.Library("throughtime", "FRAGMENT")
+_operators.define(
+    f"recurrence({_SIGNATURE}, bool keep) -> "
+    "(Tensor outputs, Tensor h_last, Tensor c_last, Tensor saved, Tensor cells)",
+    tags=torch.Tag.needs_exact_strides,
+)
+_operators.define(
+    f"recurrence_backward({_SIGNATURE}, Tensor outputs, Tensor saved, Tensor cells, Tensor? d_outputs, "
+    "Tensor? d_h_last, Tensor? d_c_last, Tensor? d_saved, Tensor? d_cells, bool[] wanted) -> "
+    "(Tensor d_inputs, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, "
+    "Tensor d_weight_peephole, Tensor d_h_first, Tensor d_c_first)",
+    tags=torch.Tag.needs_exact_strides,
+)
+
+# The arguments that have gradients, in the order of the operator's; `wanted` says for which they are wanted.
+DIFFERENTIABLE = (
+    "inputs",
+    "weight_ih",
+    "weight_hh",
+    "bias_ih",
+    "bias_hh",
+    "weight_peephole",
+    "h_first",
+    "c_first",
+)
+
+
+def recurrence(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Run one direction of one layer: outputs (T, B, H), h and c after the last step (B, H), and what is kept.
+
+    With `keep`, `saved` (T, B, S · H) and, for an LSTM, `cells` (T, B, H) hold what the backward pass needs: i, f, g, o;
+    r, z, n and W_n h + b_hn; or h. What there is none of is an empty tensor.
+    """
+    results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.throughtime.recurrence(*arguments, keep)
+    return results
+
+
+def _results(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Where the results will stand. Behind the lengths of a ragged batch nothing is written: it is zero already."""
+    steps, batch, _, units = arguments.sizes
+    new = arguments.inputs.new_zeros if arguments.lengths is not None else arguments.inputs.new_empty
+    none = arguments.inputs.new_empty(0)
+    lstm = arguments.cell == "lstm"
+    return (
+        new(steps, batch, units),
+        arguments.inputs.new_empty(batch, units),
+        arguments.inputs.new_empty(batch, units) if lstm else none,
+        new(steps, batch, arguments.saved_values * units) if keep else none.clone(),
+        new(steps, batch, units) if keep and lstm else none.clone(),
+    )
+
+
+def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *first, keep = given
+    arguments = Arguments(*first)
+    results = outputs, h_last, c_last, saved, cells = _results(arguments, keep)
+    steps, batch, _, units = arguments.sizes
+    tensors = arguments.contiguous()
+    tensors |= {"outputs": outputs, "h_last": h_last}
+    tensors["saved"] = saved if keep else outputs.new_empty(steps, batch, arguments.saved_values * units)
+    if arguments.cell == "lstm":
+        tensors["c_last"] = c_last
+        if keep:
+            tensors["cells"] = cells
+    _call(library.load().forward, arguments, tensors)
+    return results
+
+
+def _gradients(arguments: Arguments, wanted: list[bool]) -> list[Tensor]:
+    """Where the gradients will stand; an empty tensor for each that is not wanted."""
+    gradients = []
+    for name, want in zip(DIFFERENTIABLE, wanted, strict=True):
+        given = getattr(arguments, name)
+        if not want or given is None:
+            gradients.append(arguments.inputs.new_empty(0))
+        elif name == "inputs" and arguments.lengths is not None:
+            gradients.append(given.new_zeros(given.shape))
+        else:
+            gradients.append(given.new_empty(given.shape))
+    return gradients
+
+
+def _backward(*given: Any) -> tuple[Tensor, ...]:
+    count = len(Arguments._fields)
+    arguments = Arguments(*given[:count])
+    outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted = given[count:]
+    steps, batch, _, units = arguments.sizes
+    tensors = arguments.contiguous() | {"outputs": outputs, "saved": saved}
+    if arguments.cell == "lstm":
+        tensors["cells"] = cells
+    incoming = {
+        "d_outputs": d_outputs,
+        "d_h_last": d_h_last,
+        "d_c_last": d_c_last,
+        "d_saved": d_saved,
+        "d_cells": d_cells,
+    }
+    tensors |= {name: gradient.contiguous() for name, gradient in incoming.items() if gradient is not None}
+    gradients = _gradients(arguments, wanted)
+    tensors |= {
+        f"d_{name}": gradient
+        for name, gradient, want in zip(DIFFERENTIABLE, gradients, wanted, strict=True)
+        if want and getattr(arguments, name) is not None
+    }
+    tensors["products"] = outputs.new_empty(steps, batch, arguments.saved_values * units)
+    _call(library.load().backward, arguments, tensors)
+    return tuple(gradients)
+
+
+def _call(function: Any, arguments: Arguments, tensors: dict[str, Tensor]) -> None:
+    """Hand the addresses over. `tensors` keeps alive what they point to."""
+    threads = 1 if is_small(arguments.sizes) else torch.get_num_threads()
+    addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
+    function(arguments.cell, arguments.precision, arguments.sizes, arguments.reverse, addresses, threads)
+
+
+def _fake_forward(*given: Any) -> tuple[Tensor, ...]:
+    *first, keep = given
+    return _results(Arguments(*first), keep)
+
+
+def _fake_backward(*given: Any) -> tuple[Tensor, ...]:
+    return tuple(_gradients(Arguments(*given[: len(Arguments._fields)]), given[-1]))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *first, _ = inputs
+    arguments = Arguments(*first)
+    outputs, _, _, saved, cells = output
+    ctx.plain = arguments[:3]
+    ctx.save_for_backward(*arguments[3:], outputs, saved, cells)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    *first, outputs, saved, cells = ctx.saved_tensors
+    arguments = Arguments(*ctx.plain, *first)
+    wanted = [ctx.needs_input_grad[Arguments._fields.index(name)] for name in DIFFERENTIABLE]
+    if not any(wanted) or all(gradient is None for gradient in gradients):
+        return (None,) * (len(Arguments._fields) + 1)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise EngineError(
+            "torch.ops.throughtime.recurrence: its gradient cannot be differentiated again; "
+            "tt.nn layers and tt.unfold take another path for that"
+        )
+    d_outputs, d_h_last, d_c_last, d_saved, d_cells = gradients
+    found = torch.ops.throughtime.recurrence_backward(
+        *arguments, outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted
+    )
+    by_name = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, wanted, strict=True) if want}
+    return (*(by_name.get(name) for name in Arguments._fields), None)
+
+
+_operators.impl("recurrence", _forward, "CPU")
+_operators.impl("recurrence_backward", _backward, "CPU")
+torch.library.register_fake("throughtime::recurrence", _fake_forward, lib=_operators)
+torch.library.register_fake("throughtime::recurrence_backward", _fake_backward, lib=_operators)
+torch.library.register_autograd("throughtime::recurrence", _differentiate, setup_context=_setup_context, lib=_operators)

@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from throughtime.kernels.native import library
 from throughtime.kernels.native.arguments import Arguments
+from throughtime.kernels.native.operators import recurrence
 from throughtime.kernels.recurrence import Recurrence, Unfolded
 from throughtime.kernels.twice import differentiable_tensors, differentiable_twice
 
@@ -25,13 +26,22 @@ class NativeEngine:
         """Why the native code does not compute this call; None where it does."""
         if call.inputs.device.type != "cpu":
             return f"the native engine is for processors, the inputs are on {call.inputs.device}"
-        if (reason := library.missing_reason()) is not None:
+        if (reason := _missing_reason()) is not None:
             return reason
         return _beyond(call) or _transformed()
 
     def run(self, call: Recurrence) -> Unfolded:
         """Run the native operator."""
         return _run(call) if torch.compiler.is_compiling() else differentiable_twice(call, _run)
+
+
+def _missing_reason() -> str | None:
+    return library.missing_reason()
+
+
+# For torch.compile it is a fact of the installation, nothing to trace. torch.compiler.assume_constant_result does the
+# same, but imports the whole compiler.
+_missing_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _beyond(call: Recurrence) -> str | None:
@@ -65,9 +75,6 @@ def _transformed() -> str | None:
 
 
 def _run(call: Recurrence) -> Unfolded:
-    # Not at import: registering operators takes time, and a program may never need them.
-    from throughtime.kernels.native.operators import recurrence
-
     arguments, dtype = _arguments(call)
     keep = call.record or (
         torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable_tensors(call))

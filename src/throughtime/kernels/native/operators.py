@@ -50,8 +50,8 @@ DIFFERENTIABLE = (
 def recurrence(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run one direction of one layer: outputs (T, B, H), h and c after the last step (B, H), and what is kept.
 
-    With `keep`, `saved` (T, B, S · H) and, for an LSTM, `cells` (T, B, H) hold what the backward pass needs: i, f, g, o;
-    r, z, n and W_n h + b_hn; or h. What there is none of is an empty tensor.
+    With `keep`, `saved` (T, B, S · H) and, for an LSTM, `cells` (T, B, H) hold what the backward pass needs: i, f, g,
+    o; r, z, n and W_n h + b_hn; or h. What there is none of is an empty tensor.
     """
     results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.throughtime.recurrence(*arguments, keep)
     return results

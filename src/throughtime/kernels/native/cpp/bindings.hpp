@@ -4,6 +4,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include "formats.hpp"
+
 namespace throughtime {
 
 void bind_recurrence(nanobind::module_& m);
@@ -22,5 +24,14 @@ class Addresses {
   private:
     const nanobind::dict& given_;
 };
+
+// Calls `run` with the format of that name as its template argument.
+template <class Run>
+auto with_format(const std::string& name, Run run) {
+    if (name == "float32") return run.template operator()<Single>();
+    if (name == "float64") return run.template operator()<Double>();
+    if (name == "bfloat16") return run.template operator()<Bfloat16>();
+    throw nanobind::value_error(("no format named " + name).c_str());
+}
 
 }  // namespace throughtime

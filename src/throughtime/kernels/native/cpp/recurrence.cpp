@@ -17,15 +17,6 @@ Cell cell_named(const std::string& name) {
     throw nb::value_error(("no cell named " + name).c_str());
 }
 
-// Calls `run` with the format of that name as its template argument.
-template <class Run>
-auto with_format(const std::string& name, Run run) {
-    if (name == "float32") return run.template operator()<Single>();
-    if (name == "float64") return run.template operator()<Double>();
-    if (name == "bfloat16") return run.template operator()<Bfloat16>();
-    throw nb::value_error(("no format named " + name).c_str());
-}
-
 struct Sizes {
     Index steps, batch, inputs, units;
 };

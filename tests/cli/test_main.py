@@ -12,7 +12,7 @@ import pytest
 
 from throughtime import __version__, errors
 
-COMMANDS = [[], ["demo"], ["train"], ["train", "lm"], ["generate"], ["evaluate"]]
+COMMANDS = [[], ["demo"], ["train"], ["train", "lm"], ["generate"], ["evaluate"], ["bench"], ["bench", "recurrence"]]
 # Of a command's own help, pydantic is not among them: Typer reads values with it.
 HEAVY = {"torch", "numpy", "rich", "datasets", "matplotlib", "tokenizers", "pyarrow", "accelerate"}
 
@@ -28,7 +28,7 @@ def test_every_help_ends_with_an_example(call: Callable[..., Any], command: list
     assert all(len(line) <= 100 for line in called.out.splitlines())
 
 
-@pytest.mark.parametrize("command", [[], ["train"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["bench"]])
 def test_without_a_command_there_is_help(call: Callable[..., Any], command: list[str]) -> None:
     called = call(*command)
     assert called.code == 0
@@ -37,7 +37,7 @@ def test_without_a_command_there_is_help(call: Callable[..., Any], command: list
 
 def test_only_the_commands_that_there_are_appear(call: Callable[..., Any]) -> None:
     listed = call("--help").out.partition("Commands:\n")[2].partition("\n\n")[0]
-    assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == ["demo", "generate", "evaluate", "train"]
+    assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == ["demo", "generate", "evaluate", "train", "bench"]
 
 
 def test_version(call: Callable[..., Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-SEVERAL = ("--data", "--valid", "--set")
+SEVERAL = ("--data", "--valid", "--set", "--cells", "--hidden", "--batch", "--passes", "--precision")
 
 
 def spread(arguments: Sequence[str], options: Iterable[str] = SEVERAL) -> list[str]:

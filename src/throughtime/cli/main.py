@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from throughtime.cli.arguments import spread
+from throughtime.cli.bench import recurrence
 from throughtime.cli.demo import demo
 from throughtime.cli.evaluate import evaluate
 from throughtime.cli.generate import generate
@@ -24,6 +25,7 @@ PIPE_CLOSED = 141
 
 app = typer.Typer(name="throughtime", add_completion=False, rich_markup_mode=None)
 train = typer.Typer(rich_markup_mode=None)
+bench = typer.Typer(rich_markup_mode=None)
 
 
 def _version(wanted: bool) -> None:
@@ -56,6 +58,12 @@ def _train(context: typer.Context) -> None:
     _help_unless_command(context)
 
 
+@bench.callback(invoke_without_command=True, epilog=example("throughtime bench recurrence --cells lstm"))
+def _bench(context: typer.Context) -> None:
+    """Measure speed and memory against PyTorch, both sides in one run."""
+    _help_unless_command(context)
+
+
 app.command(epilog=example("throughtime demo --minutes 1"))(demo)
 app.add_typer(train, name="train")
 train.command(
@@ -69,6 +77,15 @@ app.command(epilog=example('throughtime generate runs/book --prompt "Once upon" 
     generate
 )
 app.command(epilog=example("throughtime evaluate runs/book --data other.txt --json"))(evaluate)
+app.add_typer(bench, name="bench")
+bench.command(
+    "recurrence",
+    epilog=example(
+        "throughtime bench recurrence --json recurrence.json",
+        "throughtime bench recurrence --cells lstm gru --hidden 512 --batch 64 --precision fp32",
+        "throughtime bench recurrence --ragged",
+    ),
+)(recurrence)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +135,7 @@ def _misuse(error: Any) -> str:
     """A wrong command line in one line: what is wrong, the nearest right name, and where to read more."""
     context = getattr(error, "ctx", None)
     option = getattr(error, "option_name", None)
-    message = (error.message if option else error.format_message()).rstrip(".")
+    message = (error.message if option else error.format_message()).rstrip(".").replace(": Value error, ", ": ")
     where = f"see {context.command_path if context else 'throughtime'} --help"
     if option and context is not None:
         names = [name for parameter in context.command.get_params(context) for name in parameter.opts]

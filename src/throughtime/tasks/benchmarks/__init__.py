@@ -1,0 +1,1 @@
+"""Ours against the others', both sides in one run: what `throughtime bench` measures."""

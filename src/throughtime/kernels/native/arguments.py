@@ -11,35 +11,38 @@ _SMALL = 1 << 16
 
 
 class Arguments(NamedTuple):
-    """The operator's arguments in its order; T steps, B sequences, I inputs, H units, G gates."""
+    """The operator's arguments in its order; T steps, B sequences, I inputs, H units, P the size of h (H without projection), G
+    gates."""
 
-    cell: str  # "rnn_tanh", "rnn_relu", "lstm" or "gru"
+    cell: str  # "rnn_tanh", "rnn_relu", "lstm", "lstm_projected", "gru", or "gru_before" (reset before the product)
     precision: str  # what operands of products are rounded to: "float32", "float64" or "bfloat16"
     reverse: bool
     inputs: Tensor  # (T, B, I)
     weight_ih: Tensor  # (G · H, I)
-    weight_hh: Tensor  # (G · H, H)
+    weight_hh: Tensor  # (G · H, P)
+    weight_hr: Tensor | None  # (P, H)
     bias_ih: Tensor | None  # (G · H)
     bias_hh: Tensor | None  # (G · H)
     weight_peephole: Tensor | None  # (3, H)
-    h_first: Tensor  # (B, H)
+    h_first: Tensor  # (B, P)
     c_first: Tensor | None  # (B, H)
     lengths: Tensor | None  # (B), int64
     resets: Tensor | None  # (T, B), bool
-    recurrent_mask: Tensor | None  # (B, H)
-    zoneout_h: Tensor | None  # (T, B, H)
+    recurrent_mask: Tensor | None  # (B, P)
+    zoneout_h: Tensor | None  # (T, B, P)
     zoneout_c: Tensor | None  # (T, B, H)
 
     @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """T, B, I, H."""
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """T, B, I, H, P."""
         steps, batch, inputs = self.inputs.shape
-        return steps, batch, inputs, self.weight_hh.shape[1]
+        state = self.weight_hh.shape[1]
+        return steps, batch, inputs, state if self.weight_hr is None else self.weight_hr.shape[1], state
 
     @property
     def saved_values(self) -> int:
         """S: how many values are saved for each unit and step."""
-        return 1 if self.cell.startswith("rnn") else 4
+        return {"rnn_tanh": 1, "rnn_relu": 1, "lstm_projected": 5}.get(self.cell, 4)
 
     def contiguous(self) -> dict[str, Tensor]:
         """The tensors by name, without those that are None, each in one piece."""
@@ -47,7 +50,7 @@ class Arguments(NamedTuple):
         return {name: value.contiguous() for name, value in pairs if isinstance(value, Tensor)}
 
 
-def is_small(sizes: tuple[int, int, int, int]) -> bool:
+def is_small(sizes: tuple[int, int, int, int, int]) -> bool:
     """Whether one thread is enough."""
-    _, batch, inputs, units = sizes
+    _, batch, inputs, units, _ = sizes
     return batch * units * max(inputs, units) < _SMALL

@@ -51,10 +51,6 @@ def _beyond(call: Recurrence) -> str | None:
         return "the native engine has no code for a cell of one's own"
     if cell.weights.gain_ih is not None:
         return "the native engine has no layer normalisation inside the cell"
-    if getattr(cell.weights, "weight_hr", None) is not None:
-        return "the native engine has no projection"
-    if not getattr(cell, "reset_after", True):
-        return "the native engine has no reset gate before the product"
     if call.inputs.dtype not in _PRECISIONS or cell.weights.weight_hh.dtype not in _PRECISIONS:
         return f"the native engine computes in float32, float64 and bfloat16, not in {call.inputs.dtype}"
     masks = [call.recurrent_mask, *(call.zoneout or ())]
@@ -108,15 +104,15 @@ def _arguments(call: Recurrence) -> tuple[Arguments, torch.dtype]:
     def given(tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.to(computed)
 
-    family = f"rnn_{cell.nonlinearity}" if cell.family == "rnn" else cell.family
     zoneout = [*(call.zoneout or ()), None, None]
     arguments = Arguments(
-        family,
+        _native_name(cell),
         precision,
         call.reverse,
         call.inputs.to(computed),
         weights.weight_ih.to(computed),
         weights.weight_hh.to(computed),
+        given(getattr(weights, "weight_hr", None)),
         given(weights.bias_ih),
         given(weights.bias_hh),
         given(getattr(weights, "weight_peephole", None)),
@@ -129,3 +125,12 @@ def _arguments(call: Recurrence) -> tuple[Arguments, torch.dtype]:
         given(zoneout[1]) if len(call.state) > 1 else None,
     )
     return arguments, dtype
+
+
+def _native_name(cell: Any) -> str:
+    """Which of the engine's cells has these equations."""
+    if cell.family == "rnn":
+        return f"rnn_{cell.nonlinearity}"
+    if cell.family == "lstm":
+        return "lstm" if cell.weights.weight_hr is None else "lstm_projected"
+    return "gru" if cell.reset_after else "gru_before"

@@ -16,8 +16,8 @@ from throughtime.kernels.native import library
 from throughtime.kernels.native.arguments import Arguments, is_small
 
 _SIGNATURE = (
-    "str cell, str precision, bool reverse, Tensor inputs, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
-    "Tensor? bias_hh, Tensor? weight_peephole, Tensor h_first, Tensor? c_first, Tensor? lengths, Tensor? resets, "
+    "str cell, str precision, bool reverse, Tensor inputs, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, "
+    "Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_peephole, Tensor h_first, Tensor? c_first, Tensor? lengths, Tensor? resets, "
     "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c"
 )
 _operators = torch.library.Library("throughtime", "FRAGMENT")
@@ -29,7 +29,7 @@ _operators.define(
 _operators.define(
     f"recurrence_backward({_SIGNATURE}, Tensor outputs, Tensor saved, Tensor cells, Tensor? d_outputs, "
     "Tensor? d_h_last, Tensor? d_c_last, Tensor? d_saved, Tensor? d_cells, bool[] wanted) -> "
-    "(Tensor d_inputs, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_bias_ih, Tensor d_bias_hh, "
+    "(Tensor d_inputs, Tensor d_weight_ih, Tensor d_weight_hh, Tensor d_weight_hr, Tensor d_bias_ih, Tensor d_bias_hh, "
     "Tensor d_weight_peephole, Tensor d_h_first, Tensor d_c_first)",
     tags=torch.Tag.needs_exact_strides,
 )
@@ -39,6 +39,7 @@ DIFFERENTIABLE = (
     "inputs",
     "weight_ih",
     "weight_hh",
+    "weight_hr",
     "bias_ih",
     "bias_hh",
     "weight_peephole",
@@ -48,7 +49,7 @@ DIFFERENTIABLE = (
 
 
 def recurrence(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run one direction of one layer: outputs (T, B, H), h and c after the last step (B, H), and what is kept.
+    """Run one direction of one layer: outputs (T, B, P), h (B, P) and c (B, H) after the last step, what is kept.
 
     With `keep`, `saved` (T, B, S · H) and, for an LSTM, `cells` (T, B, H) hold what the backward pass needs: i, f, g,
     o; r, z, n and W_n h + b_hn; or h. What there is none of is an empty tensor.
@@ -59,13 +60,13 @@ def recurrence(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor
 
 def _results(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Where the results will stand. Behind the lengths of a ragged batch nothing is written: it is zero already."""
-    steps, batch, _, units = arguments.sizes
+    steps, batch, _, units, state = arguments.sizes
     new = arguments.inputs.new_zeros if arguments.lengths is not None else arguments.inputs.new_empty
     none = arguments.inputs.new_empty(0)
-    lstm = arguments.cell == "lstm"
+    lstm = arguments.c_first is not None
     return (
-        new(steps, batch, units),
-        arguments.inputs.new_empty(batch, units),
+        new(steps, batch, state),
+        arguments.inputs.new_empty(batch, state),
         arguments.inputs.new_empty(batch, units) if lstm else none,
         new(steps, batch, arguments.saved_values * units) if keep else none.clone(),
         new(steps, batch, units) if keep and lstm else none.clone(),
@@ -76,11 +77,11 @@ def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *first, keep = given
     arguments = Arguments(*first)
     results = outputs, h_last, c_last, saved, cells = _results(arguments, keep)
-    steps, batch, _, units = arguments.sizes
+    steps, batch, _, units, state = arguments.sizes
     tensors = arguments.contiguous()
     tensors |= {"outputs": outputs, "h_last": h_last}
     tensors["saved"] = saved if keep else outputs.new_empty(steps, batch, arguments.saved_values * units)
-    if arguments.cell == "lstm":
+    if arguments.c_first is not None:
         tensors["c_last"] = c_last
         if keep:
             tensors["cells"] = cells
@@ -106,9 +107,9 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
     count = len(Arguments._fields)
     arguments = Arguments(*given[:count])
     outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted = given[count:]
-    steps, batch, _, units = arguments.sizes
+    steps, batch, _, units, state = arguments.sizes
     tensors = arguments.contiguous() | {"outputs": outputs, "saved": saved}
-    if arguments.cell == "lstm":
+    if arguments.c_first is not None:
         tensors["cells"] = cells
     incoming = {
         "d_outputs": d_outputs,

@@ -7,24 +7,25 @@
 
 namespace throughtime {
 
-// What the forward step of one sequence reads and writes, from unit `first` of the cell on. Gate g of unit u stands at
-// [g · units + u] in rows of gates, and at [g · product_stride + u - first] in the recurrent product.
+// What the forward step of one sequence reads and writes. Rows are whole: gate g of unit u stands at [g · units + u];
+// only `product`, W h(t-1), holds the units from `first` on, gate g's at [g · product_stride + u - first].
 template <class Real>
 struct ForwardRow {
     Index units;
     Index first;
-    int count;  // of units
+    int count;  // of units, from `first` on
     const Real* product;
     Index product_stride;
-    Real* gates;               // summed inputs of x; becomes what is saved
-    const Real* bias_hh;       // GRU
-    const Real* peephole;      // LSTM
-    const Real* zoneout_h;
-    const Real* zoneout_c;
+    Real* saved;  // (S, H) in: the gates' summed inputs from x; out: what is saved
+    const Real* bias_hh;    // GRU (G, H)
+    const Real* peephole;   // LSTM (3, H)
+    const Real* mask;       // GRU (H), of h(t-1) in a product
+    const Real* zoneout_h;  // (P)
+    const Real* zoneout_c;  // (H)
     bool fresh;   // the state before this step is zero
-    Real* h;      // (H) running state
+    Real* h;      // (P) running state
     Real* c;      // (H)
-    Real* h_out;  // (H)
+    Real* h_out;  // (P)
     Real* c_out;  // (H), or null
 };
 
@@ -35,6 +36,15 @@ inline Vector<Real> keep(Vector<Real> old, Vector<Real> value, const Real* zoneo
     return share * old + (Real(1) - share) * value;
 }
 
+// h(t) of units [u, u + n), once known: zoneout, and out with it.
+template <class Real>
+inline void put_state(const ForwardRow<Real>& row, Index u, int n, Vector<Real> h_old, Vector<Real> h) {
+    h = keep(h_old, h, row.zoneout_h, u, n);
+    store(row.h + u, h, n);
+    store(row.h_out + u, h, n);
+}
+
+// The step of a cell with one product; of a projected LSTM, the first of its two, up to o ⊙ tanh c.
 template <Cell cell, class Real>
 inline void step_forward(const ForwardRow<Real>& row) {
     using V = Vector<Real>;
@@ -42,24 +52,14 @@ inline void step_forward(const ForwardRow<Real>& row) {
     for (int j = 0; j < row.count; j += kStep) {
         const int n = std::min(kStep, row.count - j);
         const Index u = row.first + j;
-        const V h_old = row.fresh ? V{} : load(row.h + u, n);
         const auto product = [&](int gate) { return load(row.product + gate * row.product_stride + j, n); };
-        const auto gate_at = [&](int gate) { return row.gates + gate * row.units + u; };
-        V h;
-        if constexpr (cell == Cell::kRnnTanh || cell == Cell::kRnnRelu) {
-            const V a = load(gate_at(0), n) + product(0);
-            if constexpr (cell == Cell::kRnnTanh) {
-                h = tangent(a);
-            } else {
-                h = select<Real>(a < Real(0), V{}, a);
-            }
-            store(gate_at(0), h, n);
-        } else if constexpr (cell == Cell::kLstm) {
+        const auto value = [&](int gate) { return row.saved + gate * row.units + u; };
+        if constexpr (is_lstm(cell)) {
             const V c_old = row.fresh ? V{} : load(row.c + u, n);
-            V a_i = load(gate_at(0), n) + product(0);
-            V a_f = load(gate_at(1), n) + product(1);
-            const V a_g = load(gate_at(2), n) + product(2);
-            V a_o = load(gate_at(3), n) + product(3);
+            V a_i = load(value(0), n) + product(0);
+            V a_f = load(value(1), n) + product(1);
+            const V a_g = load(value(2), n) + product(2);
+            V a_o = load(value(3), n) + product(3);
             if (row.peephole) {
                 a_i += load(row.peephole + u, n) * c_old;
                 a_f += load(row.peephole + row.units + u, n) * c_old;
@@ -68,54 +68,139 @@ inline void step_forward(const ForwardRow<Real>& row) {
             V c = f * c_old + i * g;
             if (row.peephole) a_o += load(row.peephole + 2 * row.units + u, n) * c;
             const V o = sigmoid<Real>(a_o);
-            h = o * tangent(c);
+            const V h = o * tangent(c);
             c = keep(c_old, c, row.zoneout_c, u, n);
-            store(gate_at(0), i, n);
-            store(gate_at(1), f, n);
-            store(gate_at(2), g, n);
-            store(gate_at(3), o, n);
+            store(value(0), i, n);
+            store(value(1), f, n);
+            store(value(2), g, n);
+            store(value(3), o, n);
             store(row.c + u, c, n);
             if (row.c_out) store(row.c_out + u, c, n);
+            if constexpr (cell == Cell::kLstmProjected) {
+                store(value(4), h, n);
+            } else {
+                put_state(row, u, n, row.fresh ? V{} : load(row.h + u, n), h);
+            }
         } else {
+            const V h_old = row.fresh ? V{} : load(row.h + u, n);
             const auto of_h = [&](int gate) {
                 return row.bias_hh ? product(gate) + load(row.bias_hh + gate * row.units + u, n) : product(gate);
             };
-            const V r = sigmoid<Real>(load(gate_at(0), n) + of_h(0));
-            const V z = sigmoid<Real>(load(gate_at(1), n) + of_h(1));
-            const V n_h = of_h(2);
-            const V candidate = tangent(load(gate_at(2), n) + r * n_h);
-            h = candidate + z * (h_old - candidate);
-            store(gate_at(0), r, n);
-            store(gate_at(1), z, n);
-            store(gate_at(2), candidate, n);
-            store(gate_at(3), n_h, n);
+            if constexpr (cell == Cell::kGru) {
+                const V r = sigmoid<Real>(load(value(0), n) + of_h(0));
+                const V z = sigmoid<Real>(load(value(1), n) + of_h(1));
+                const V n_h = of_h(2);
+                const V candidate = tangent(load(value(2), n) + r * n_h);
+                store(value(0), r, n);
+                store(value(1), z, n);
+                store(value(2), candidate, n);
+                store(value(3), n_h, n);
+                put_state(row, u, n, h_old, candidate + z * (h_old - candidate));
+            } else if constexpr (cell == Cell::kGruBefore) {
+                const V r = sigmoid<Real>(load(value(0), n) + of_h(0));
+                const V z = sigmoid<Real>(load(value(1), n) + of_h(1));
+                store(value(0), r, n);
+                store(value(1), z, n);
+                store(value(3), r * (row.mask ? load(row.mask + u, n) * h_old : h_old), n);
+            } else {
+                const V a = load(value(0), n) + product(0);
+                const V h = cell == Cell::kRnnTanh ? tangent(a) : select<Real>(a < Real(0), V{}, a);
+                store(value(0), h, n);
+                put_state(row, u, n, h_old, h);
+            }
         }
-        h = keep(h_old, h, row.zoneout_h, u, n);
-        store(row.h + u, h, n);
-        store(row.h_out + u, h, n);
     }
 }
 
-// What the backward step of one sequence reads and writes, from unit `first` on.
+// The second half of a step with two products: of R (o ⊙ tanh c), or of W_n (r ⊙ h).
+template <Cell cell, class Real>
+inline void finish_forward(const ForwardRow<Real>& row) {
+    using V = Vector<Real>;
+    constexpr int kStep = kLanes<Real>;
+    for (int j = 0; j < row.count; j += kStep) {
+        const int n = std::min(kStep, row.count - j);
+        const Index u = row.first + j;
+        const V h_old = row.fresh ? V{} : load(row.h + u, n);
+        V h = load(row.product + j, n);
+        if constexpr (cell == Cell::kGruBefore) {
+            if (row.bias_hh) h += load(row.bias_hh + 2 * row.units + u, n);
+            const V candidate = tangent(load(row.saved + 2 * row.units + u, n) + h);
+            const V z = load(row.saved + row.units + u, n);
+            store(row.saved + 2 * row.units + u, candidate, n);
+            h = candidate + z * (h_old - candidate);
+        }
+        put_state(row, u, n, h_old, h);
+    }
+}
+
+// What the backward step of one sequence reads and writes, units [first, first + count).
 template <class Real>
 struct BackwardRow {
     Index units;
     Index first;
     int count;
-    const Real* gates;     // (S, H) as saved
+    const Real* saved;     // (S, H)
     const Real* h_old;     // (H) h(t-1), null for zero
     const Real* c_old;     // (H), null for zero
-    const Real* peephole;
+    const Real* peephole;  // LSTM (3, H)
+    const Real* mask;      // GRU (H)
     const Real* zoneout_h;
     const Real* zoneout_c;
-    const Real* d_output;  // (H), null for zero
+    const Real* d_output;  // (P), null for zero
     const Real* d_cell;    // (H), null for zero
-    const Real* d_gates;   // (S, H), null for zero
-    Real* d_h;             // (H) in: gradient of h(t); out: what reaches h(t-1) without a product
+    const Real* d_saved;   // (S, H), null for zero
+    const Real* product;   // what came back through the second of two products, units from `first` on
+    Real* d_h;             // (P) in: gradient of h(t); out: what reaches h(t-1) without a product
     Real* d_c;             // (H) in: gradient of c(t); out: of c(t-1)
     Real* products;        // (S, H) out: gradients of the summed inputs
 };
 
+// The gradient of h(t) before zoneout, of units [u, u + n); `carried` is what zoneout sends on to h(t-1).
+template <class Real>
+inline Vector<Real> take_gradient(const BackwardRow<Real>& row, Index u, int n, Vector<Real>& carried) {
+    Vector<Real> d_h = load(row.d_h + u, n);
+    if (row.d_output) d_h += load(row.d_output + u, n);
+    carried = Vector<Real>{};
+    if (row.zoneout_h) {
+        carried = load(row.zoneout_h + u, n) * d_h;
+        d_h -= carried;
+    }
+    return d_h;
+}
+
+template <class Real>
+inline void lstm_backward(const BackwardRow<Real>& row, Index u, int n, Vector<Real> d_h) {
+    using V = Vector<Real>;
+    const auto value = [&](int g) { return load(row.saved + g * row.units + u, n); };
+    const auto handed = [&](int g) { return row.d_saved ? load(row.d_saved + g * row.units + u, n) : V{}; };
+    const auto put = [&](int g, V v) { store(row.products + g * row.units + u, v, n); };
+    const V c_old = row.c_old ? load(row.c_old + u, n) : V{};
+    const V i = value(0), f = value(1), g = value(2), o = value(3);
+    const V t = tangent(f * c_old + i * g);
+    V d_c = load(row.d_c + u, n);
+    if (row.d_cell) d_c += load(row.d_cell + u, n);
+    V carried = {};
+    if (row.zoneout_c) {
+        carried = load(row.zoneout_c + u, n) * d_c;
+        d_c -= carried;
+    }
+    const V d_o = (d_h * t + handed(3)) * o * (Real(1) - o);
+    d_c += d_h * o * (Real(1) - t * t);
+    if (row.peephole) d_c += d_o * load(row.peephole + 2 * row.units + u, n);
+    const V d_i = (d_c * g + handed(0)) * i * (Real(1) - i);
+    const V d_f = (d_c * c_old + handed(1)) * f * (Real(1) - f);
+    const V d_g = (d_c * i + handed(2)) * (Real(1) - g * g);
+    carried += d_c * f;
+    if (row.peephole)
+        carried += d_i * load(row.peephole + u, n) + d_f * load(row.peephole + row.units + u, n);
+    put(0, d_i);
+    put(1, d_f);
+    put(2, d_g);
+    put(3, d_o);
+    store(row.d_c + u, carried, n);
+}
+
+// The backward step of a cell with one product; of one with two, the half before the first product on the way back.
 template <Cell cell, class Real>
 inline void step_backward(const BackwardRow<Real>& row) {
     using V = Vector<Real>;
@@ -123,65 +208,63 @@ inline void step_backward(const BackwardRow<Real>& row) {
     for (int j = 0; j < row.count; j += kStep) {
         const int n = std::min(kStep, row.count - j);
         const Index u = row.first + j;
-        const auto gate = [&](int g) { return load(row.gates + g * row.units + u, n); };
-        const auto handed = [&](int g) { return row.d_gates ? load(row.d_gates + g * row.units + u, n) : V{}; };
-        const auto put = [&](int g, V value) { store(row.products + g * row.units + u, value, n); };
-        V d_h = load(row.d_h + u, n);
-        if (row.d_output) d_h += load(row.d_output + u, n);
-        V carried = {};
-        if (row.zoneout_h) {
-            const V share = load(row.zoneout_h + u, n);
-            carried = share * d_h;
-            d_h -= carried;
-        }
-        if constexpr (cell == Cell::kRnnTanh || cell == Cell::kRnnRelu) {
-            const V h = gate(0);
-            if constexpr (cell == Cell::kRnnTanh) {
-                put(0, d_h * (Real(1) - h * h));
-            } else {
-                put(0, select<Real>(h > Real(0), d_h, V{}));
-            }
+        const auto value = [&](int g) { return load(row.saved + g * row.units + u, n); };
+        const auto handed = [&](int g) { return row.d_saved ? load(row.d_saved + g * row.units + u, n) : V{}; };
+        const auto put = [&](int g, V v) { store(row.products + g * row.units + u, v, n); };
+        V carried;
+        const V d_h = take_gradient(row, u, n, carried);
+        if constexpr (cell == Cell::kRnnTanh) {
+            const V h = value(0);
+            put(0, d_h * (Real(1) - h * h));
+        } else if constexpr (cell == Cell::kRnnRelu) {
+            put(0, select<Real>(value(0) > Real(0), d_h, V{}));
         } else if constexpr (cell == Cell::kLstm) {
-            const V c_old = row.c_old ? load(row.c_old + u, n) : V{};
-            const V i = gate(0), f = gate(1), g = gate(2), o = gate(3);
-            const V c = f * c_old + i * g;
-            const V t = tangent(c);
-            V d_c = load(row.d_c + u, n);
-            if (row.d_cell) d_c += load(row.d_cell + u, n);
-            V c_carried = {};
-            if (row.zoneout_c) {
-                const V share = load(row.zoneout_c + u, n);
-                c_carried = share * d_c;
-                d_c -= c_carried;
-            }
-            const V d_o = (d_h * t + handed(3)) * o * (Real(1) - o);
-            d_c += d_h * o * (Real(1) - t * t);
-            if (row.peephole) d_c += d_o * load(row.peephole + 2 * row.units + u, n);
-            const V d_i = (d_c * g + handed(0)) * i * (Real(1) - i);
-            const V d_f = (d_c * c_old + handed(1)) * f * (Real(1) - f);
-            const V d_g = (d_c * i + handed(2)) * (Real(1) - g * g);
-            c_carried += d_c * f;
-            if (row.peephole) {
-                c_carried += d_i * load(row.peephole + u, n) + d_f * load(row.peephole + row.units + u, n);
-            }
-            put(0, d_i);
-            put(1, d_f);
-            put(2, d_g);
-            put(3, d_o);
-            store(row.d_c + u, c_carried, n);
+            lstm_backward(row, u, n, d_h);
+        } else if constexpr (cell == Cell::kLstmProjected) {
+            put(4, d_h);  // here u counts the P units of h
         } else {
             const V h_old = row.h_old ? load(row.h_old + u, n) : V{};
-            const V r = gate(0), z = gate(1), candidate = gate(2), n_h = gate(3);
+            const V z = value(1), candidate = value(2);
             carried += d_h * z;
             const V d_n = (d_h * (Real(1) - z) + handed(2)) * (Real(1) - candidate * candidate);
-            const V d_r = (d_n * n_h + handed(0)) * r * (Real(1) - r);
             const V d_z = (d_h * (h_old - candidate) + handed(1)) * z * (Real(1) - z);
-            put(0, d_r);
             put(1, d_z);
             put(2, d_n);
-            put(3, d_n * r);
+            if constexpr (cell == Cell::kGru) {
+                const V r = value(0);
+                put(0, (d_n * value(3) + handed(0)) * r * (Real(1) - r));
+                put(3, d_n * r);
+            }
         }
         store(row.d_h + u, carried, n);
+    }
+}
+
+// The other half of a backward step with two products.
+template <Cell cell, class Real>
+inline void finish_backward(const BackwardRow<Real>& row) {
+    using V = Vector<Real>;
+    constexpr int kStep = kLanes<Real>;
+    for (int j = 0; j < row.count; j += kStep) {
+        const int n = std::min(kStep, row.count - j);
+        const Index u = row.first + j;
+        const V back = load(row.product + j, n);
+        if constexpr (cell == Cell::kLstmProjected) {
+            lstm_backward(row, u, n, back);
+        } else {
+            // back: the gradient of r ⊙ h(t-1), h masked
+            const V r = load(row.saved + u, n);
+            V h = row.h_old ? load(row.h_old + u, n) : V{};
+            V d_h = back * r;
+            if (row.mask) {
+                h *= load(row.mask + u, n);
+                d_h *= load(row.mask + u, n);
+            }
+            V d_r = back * h;
+            if (row.d_saved) d_r += load(row.d_saved + u, n);
+            store(row.products + u, d_r * r * (Real(1) - r), n);
+            store(row.d_h + u, load(row.d_h + u, n) + d_h, n);
+        }
     }
 }
 

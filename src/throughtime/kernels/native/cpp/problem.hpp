@@ -7,32 +7,37 @@
 
 namespace throughtime {
 
-enum class Cell { kRnnTanh, kRnnRelu, kLstm, kGru };
+// kLstmProjected: h(t) = R (o ⊙ tanh c). kGruBefore: the reset gate acts before the product, as in 2014.
+enum class Cell { kRnnTanh, kRnnRelu, kLstm, kLstmProjected, kGru, kGruBefore };
 
-// Every buffer is C-contiguous. T steps, B sequences, I inputs, H units; G gates that see x, S values saved for each unit
-// and step (LSTM: i f g o; GRU: r z n and W_n h + b_hn; RNN: h before zoneout). Null where there is none.
+// Every buffer is C-contiguous. T steps, B sequences, I inputs, H units, P the size of h, which is H but with a
+// projection; G gates that see x; S values saved for each unit and step:
+//   LSTM: i f g o, and with a projection o ⊙ tanh c; GRU: r z n, and W_n h + b_hn, or r ⊙ h where the gate acts before the
+//   product; RNN: h before zoneout.
+// Null where there is none.
 template <class Number>
 struct Problem {
     using Real = Number;
     Cell cell;
-    Index steps, batch, inputs, units;
+    Index steps, batch, inputs, units, state;
     bool reverse;
     const Real* x;          // (T, B, I)
     const Real* weight_ih;  // (G H, I)
-    const Real* weight_hh;  // (G H, H)
+    const Real* weight_hh;  // (G H, P)
+    const Real* weight_hr;  // (P, H)
     const Real* bias_ih;    // (G H)
     const Real* bias_hh;    // (G H)
     const Real* peephole;   // (3, H) for i, f, o
-    const Real* h_first;    // (B, H)
+    const Real* h_first;    // (B, P)
     const Real* c_first;    // (B, H)
     const std::int64_t* lengths;  // (B)
     const std::uint8_t* resets;   // (T, B)
-    const Real* mask;       // (B, H), scales h(t-1) where it enters the product
-    const Real* zoneout_h;  // (T, B, H), the share of the old value that stays
+    const Real* mask;       // (B, P), scales h(t-1) where it enters the product
+    const Real* zoneout_h;  // (T, B, P), the share of the old value that stays
     const Real* zoneout_c;  // (T, B, H)
 
-    Real* outputs;  // (T, B, H); zero behind a sequence's length
-    Real* h_last;   // (B, H)
+    Real* outputs;  // (T, B, P); zero behind a sequence's length
+    Real* h_last;   // (B, P)
     Real* c_last;   // (B, H)
     Real* saved;    // (T, B, S H)
     Real* cells;    // (T, B, H), c(t); null where nobody needs it
@@ -42,25 +47,32 @@ struct Problem {
 template <class Number>
 struct Gradients {
     using Real = Number;
-    const Real* outputs;   // (T, B, H)
-    const Real* h_last;    // (B, H)
+    const Real* outputs;   // (T, B, P)
+    const Real* h_last;    // (B, P)
     const Real* c_last;    // (B, H)
     const Real* cells;     // (T, B, H)
-    const Real* gates;     // (T, B, S H), of the gates handed out
+    const Real* saved;     // (T, B, S H), of the gates handed out
 
     Real* x;          // (T, B, I)
     Real* weight_ih;  // (G H, I)
-    Real* weight_hh;  // (G H, H)
+    Real* weight_hh;  // (G H, P)
+    Real* weight_hr;  // (P, H)
     Real* bias_ih;    // (G H)
     Real* bias_hh;    // (G H)
     Real* peephole;   // (3, H)
-    Real* h_first;    // (B, H)
+    Real* h_first;    // (B, P)
     Real* c_first;    // (B, H)
-    Real* products;   // (T, B, S H) scratch: the gradient of every summed input
+    // (T, B, S H) scratch: the gradient of every gate's summed input; then, for a GRU, that of W_n h + b_hn, and with a
+    // projection that of its result, in the first P of H places.
+    Real* products;
 };
 
-inline int gates_of(Cell cell) { return cell == Cell::kLstm ? 4 : cell == Cell::kGru ? 3 : 1; }
-inline int saved_of(Cell cell) { return cell == Cell::kLstm || cell == Cell::kGru ? 4 : 1; }
+inline constexpr bool is_lstm(Cell cell) { return cell == Cell::kLstm || cell == Cell::kLstmProjected; }
+inline constexpr bool is_gru(Cell cell) { return cell == Cell::kGru || cell == Cell::kGruBefore; }
+inline constexpr int gates_of(Cell cell) { return is_lstm(cell) ? 4 : is_gru(cell) ? 3 : 1; }
+inline constexpr int saved_of(Cell cell) {
+    return cell == Cell::kLstmProjected ? 5 : is_lstm(cell) || is_gru(cell) ? 4 : 1;
+}
 
 // Which sequences run at which step. Sorted by length, the longest first, those that run are always the first ones:
 // padding costs nothing. Row (s, j) is the j-th sorted sequence at its s-th step, in the order of the recurrence.

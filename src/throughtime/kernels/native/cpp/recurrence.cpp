@@ -13,16 +13,19 @@ Cell cell_named(const std::string& name) {
     if (name == "rnn_tanh") return Cell::kRnnTanh;
     if (name == "rnn_relu") return Cell::kRnnRelu;
     if (name == "lstm") return Cell::kLstm;
+    if (name == "lstm_projected") return Cell::kLstmProjected;
     if (name == "gru") return Cell::kGru;
+    if (name == "gru_before") return Cell::kGruBefore;
     throw nb::value_error(("no cell named " + name).c_str());
 }
 
 struct Sizes {
-    Index steps, batch, inputs, units;
+    Index steps, batch, inputs, units, state;
 };
 
 Sizes sizes_of(const nb::tuple& sizes) {
-    return {nb::cast<Index>(sizes[0]), nb::cast<Index>(sizes[1]), nb::cast<Index>(sizes[2]), nb::cast<Index>(sizes[3])};
+    return {nb::cast<Index>(sizes[0]), nb::cast<Index>(sizes[1]), nb::cast<Index>(sizes[2]), nb::cast<Index>(sizes[3]),
+            nb::cast<Index>(sizes[4])};
 }
 
 template <class Real>
@@ -35,10 +38,12 @@ Problem<Real> problem_of(const std::string& cell, const nb::tuple& sizes, bool r
     problem.batch = n.batch;
     problem.inputs = n.inputs;
     problem.units = n.units;
+    problem.state = n.state;
     problem.reverse = reverse;
     problem.x = a.at<const Real>("inputs");
     problem.weight_ih = a.at<const Real>("weight_ih");
     problem.weight_hh = a.at<const Real>("weight_hh");
+    problem.weight_hr = a.at<const Real>("weight_hr");
     problem.bias_ih = a.at<const Real>("bias_ih");
     problem.bias_hh = a.at<const Real>("bias_hh");
     problem.peephole = a.at<const Real>("weight_peephole");
@@ -65,10 +70,11 @@ Gradients<Real> gradients_of(const nb::dict& tensors) {
     gradients.h_last = a.at<const Real>("d_h_last");
     gradients.c_last = a.at<const Real>("d_c_last");
     gradients.cells = a.at<const Real>("d_cells");
-    gradients.gates = a.at<const Real>("d_saved");
+    gradients.saved = a.at<const Real>("d_saved");
     gradients.x = a.at<Real>("d_inputs");
     gradients.weight_ih = a.at<Real>("d_weight_ih");
     gradients.weight_hh = a.at<Real>("d_weight_hh");
+    gradients.weight_hr = a.at<Real>("d_weight_hr");
     gradients.bias_ih = a.at<Real>("d_bias_ih");
     gradients.bias_hh = a.at<Real>("d_bias_hh");
     gradients.peephole = a.at<Real>("d_weight_peephole");
@@ -109,7 +115,7 @@ double peak(const std::string& format, int threads, double seconds) {
 void bind_recurrence(nb::module_& m) {
     m.def("forward", &forward, nb::arg("cell"), nb::arg("format"), nb::arg("sizes"), nb::arg("reverse"),
           nb::arg("tensors"), nb::arg("threads"),
-          "Run a recurrence; tensors are addresses by name, sizes are (T, B, I, H).");
+          "Run a recurrence; tensors are addresses by name, sizes are (T, B, I, H, P).");
     m.def("backward", &backward, nb::arg("cell"), nb::arg("format"), nb::arg("sizes"), nb::arg("reverse"),
           nb::arg("tensors"), nb::arg("threads"), "Run a recurrence backward through time.");
     m.def("peak", &peak, nb::arg("format"), nb::arg("threads"), nb::arg("seconds") = 0.2,

@@ -1,4 +1,4 @@
-// How the members of a team share the time loop.
+// How the members of a team share the time loop, and the products within it.
 #pragma once
 
 #include "problem.hpp"
@@ -18,12 +18,13 @@ struct Split {
         unit_group = member.index % unit_groups;
         row_group = member.index / unit_groups;
         takes_part = row_group < row_groups;
-        first_panel = panels * unit_group / unit_groups;
-        end_panel = panels * (unit_group + 1) / unit_groups;
     }
 
     bool together() const { return unit_groups > 1; }
-    Index unit_groups, row_groups, unit_group, row_group, first_panel, end_panel;
+    Index first_panel(Index panels) const { return panels * unit_group / unit_groups; }
+    Index end_panel(Index panels) const { return panels * (unit_group + 1) / unit_groups; }
+
+    Index unit_groups, row_groups, unit_group, row_group;
     bool takes_part;
 };
 
@@ -33,11 +34,86 @@ struct GroupTiles {
     Tiles all;
     Index first, step;
 
-    // Tiles of the group that begin before row `running`, which is at least 1.
+    // The group's sequences among the first `running`.
     template <class Visit>
-    void each(Index running, Visit visit) const {
-        for (Index tile = first; tile < all.count && all.begin(tile) < running; tile += step) visit(tile);
+    void each_row(Index running, Visit visit) const {
+        for (Index tile = first; tile < all.count && all.begin(tile) < running; tile += step)
+            for (Index j = all.begin(tile); j < std::min(all.begin(tile + 1), running); ++j) visit(j);
     }
 };
+
+// Tiles of one pass of the time loop, so that its scratch stays in the second cache.
+inline constexpr Index kPassTiles = 8;
+
+// Elements of scratch for one thread's products of one pass, with `groups` groups of columns.
+template <class Format>
+inline Index products_size(Index groups) {
+    return groups * kPassTiles * kTileRows * 4 * kWidth<Format>;
+}
+
+// A product within a step: (B, depth) operands, packed in rows `stride` apart, times groups [first_group, first_group +
+// groups) of `b`, whose depth may begin further down.
+template <class Format>
+struct StepProduct {
+    const typename Format::Packed* operand;
+    Index stride;
+    const Panels<Format>* b;
+    Index first_group = 0;
+    Index groups = 1;
+    Index first_depth = 0;
+    Index depth = 0;
+};
+
+// The product for one member's rows and columns, and what follows it while it is in the cache: visit(j, first, count,
+// product, width) is told that columns [first, first + count) of each group of row j stand at product + group · width.
+template <class Format, class Visit>
+void multiply_step(const StepProduct<Format>& step, const Split& split, const GroupTiles& tiles, Index running,
+                   typename Format::Real* scratch, Visit visit) {
+    using Real = typename Format::Real;
+    const Panels<Format>& b = *step.b;
+    const Index end_panel = split.end_panel(b.group_panels());
+    std::array<Index, kPassTiles> pass;
+    std::array<Real*, kTileRows> rows;
+    for (Index next = tiles.first; next < tiles.all.count && tiles.all.begin(next) < running;) {
+        std::size_t taken = 0;
+        for (; taken < kPassTiles && next < tiles.all.count && tiles.all.begin(next) < running; next += tiles.step)
+            pass[taken++] = next;
+        const Index at_once = panels_at_once(tiles.all.height(pass[0]));
+        for (Index p = split.first_panel(b.group_panels()); p < end_panel; p += at_once) {
+            const Index panels = std::min(at_once, end_panel - p);
+            const Index width = panels * kWidth<Format>;
+            // A panel's part of one block of depth stays in the first cache while all tiles pass by it.
+            for (Index k0 = 0; k0 < step.depth; k0 += kBlockDepth) {
+                TileCall<Format> call{};
+                call.units = ceil_divide(std::min(step.depth - k0, kBlockDepth), Format::kUnit);
+                call.stride = step.stride;
+                call.panel_stride = b.panel_size();
+                call.c = rows.data();
+                call.add = k0 > 0;
+                for (Index group = 0; group < step.groups; ++group) {
+                    call.b = b.panel((step.first_group + group) * b.group_panels() + p) +
+                             (step.first_depth + k0) * kWidth<Format>;
+                    Index row = 0;
+                    for (std::size_t i = 0; i < taken; ++i) {
+                        const int height = tiles.all.height(pass[i]);
+                        for (int r = 0; r < height; ++r)
+                            rows[static_cast<std::size_t>(r)] = scratch + ((row + r) * step.groups + group) * width;
+                        call.a = step.operand + tiles.all.begin(pass[i]) * step.stride + k0;
+                        multiply_tile<Format, Layout::kRowMajor>(height, call, panels, kWidth<Format>);
+                        row += height;
+                    }
+                }
+            }
+            const Index first = p * kWidth<Format>;
+            const int count = static_cast<int>(std::min(width, b.columns - first));
+            Index row = 0;
+            for (std::size_t i = 0; i < taken; ++i) {
+                const Index begin = tiles.all.begin(pass[i]);
+                for (int r = 0; r < tiles.all.height(pass[i]); ++r, ++row)
+                    if (begin + r < running) visit(begin + r, first, count, scratch + row * step.groups * width, width);
+            }
+        }
+    }
+}
 
 }  // namespace throughtime

@@ -11,8 +11,10 @@ _SMALL = 1 << 16
 
 
 class Arguments(NamedTuple):
-    """The operator's arguments in its order; T steps, B sequences, I inputs, H units, P the size of h (H without projection), G
-    gates."""
+    """The operator's arguments in its order.
+
+    T steps, B sequences, I inputs, H units, P the size of h (H without a projection), G gates.
+    """
 
     cell: str  # "rnn_tanh", "rnn_relu", "lstm", "lstm_projected", "gru", or "gru_before" (reset before the product)
     precision: str  # what operands of products are rounded to: "float32", "float64" or "bfloat16"

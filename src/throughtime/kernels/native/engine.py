@@ -83,7 +83,7 @@ def _run(call: Recurrence) -> Unfolded:
     if not call.record:
         return Unfolded(outputs, state)
     states = state_type(outputs, cells.to(dtype)) if arguments.c_first is not None else state_type(outputs)
-    values = saved.to(dtype).unflatten(2, (arguments.saved_values, -1)).unbind(2)
+    values = saved.to(dtype).chunk(arguments.saved_values, 2)  # (T, B, H) each
     cell: Any = call.cell
     return Unfolded(outputs, state, states, cell.gates_type(*values[: len(cell.gates_type._fields)]))
 

@@ -17,10 +17,10 @@ from throughtime.kernels.native.arguments import Arguments, is_small
 
 _SIGNATURE = (
     "str cell, str precision, bool reverse, Tensor inputs, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, "
-    "Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_peephole, Tensor h_first, Tensor? c_first, Tensor? lengths, Tensor? resets, "
-    "Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c"
+    "Tensor? bias_ih, Tensor? bias_hh, Tensor? weight_peephole, Tensor h_first, Tensor? c_first, Tensor? lengths, "
+    "Tensor? resets, Tensor? recurrent_mask, Tensor? zoneout_h, Tensor? zoneout_c"
 )
-_operators = torch.library.Library("throughtime", "FRAGMENT")
+_operators: Any = torch.library.Library("throughtime", "FRAGMENT")  # type: ignore[no-untyped-call]
 _operators.define(
     f"recurrence({_SIGNATURE}, bool keep) -> "
     "(Tensor outputs, Tensor h_last, Tensor c_last, Tensor saved, Tensor cells)",
@@ -77,7 +77,7 @@ def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *first, keep = given
     arguments = Arguments(*first)
     results = outputs, h_last, c_last, saved, cells = _results(arguments, keep)
-    steps, batch, _, units, state = arguments.sizes
+    steps, batch, _, units, _ = arguments.sizes
     tensors = arguments.contiguous()
     tensors |= {"outputs": outputs, "h_last": h_last}
     tensors["saved"] = saved if keep else outputs.new_empty(steps, batch, arguments.saved_values * units)
@@ -107,7 +107,7 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
     count = len(Arguments._fields)
     arguments = Arguments(*given[:count])
     outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted = given[count:]
-    steps, batch, _, units, state = arguments.sizes
+    steps, batch, _, units, _ = arguments.sizes
     tensors = arguments.contiguous() | {"outputs": outputs, "saved": saved}
     if arguments.c_first is not None:
         tensors["cells"] = cells

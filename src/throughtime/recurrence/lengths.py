@@ -19,14 +19,21 @@ def checked_lengths(lengths: Tensor | Sequence[int] | None, inputs: Tensor, *, w
     if lengths is None:
         return None
     steps, batch = inputs.shape[:2]
-    # An empty list would become a tensor of floats.
-    tensor = torch.as_tensor(lengths) if len(lengths) else torch.zeros(0, dtype=torch.int64)
+    if isinstance(lengths, Tensor):
+        tensor = lengths
+    else:
+        # An empty list would become a tensor of floats.
+        tensor = torch.as_tensor(lengths) if len(lengths) else torch.zeros(0, dtype=torch.int64)
     if tensor.shape != (batch,) or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ShapeError(
             f"{who}: lengths must be {batch} whole numbers, one for each sequence of the batch, "
             f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
         )
-    if batch and (int(tensor.min()) < 0 or int(tensor.max()) > steps):
+    if torch.compiler.is_compiling():
+        # A graph is made without the numbers: it sees to them itself, when it runs.
+        within = ((tensor >= 0) & (tensor <= steps)).all()
+        torch._assert_async(within, f"{who}: lengths must lie in 0..T, the time steps of the inputs")
+    elif batch and (int(tensor.min()) < 0 or int(tensor.max()) > steps):
         raise ShapeError(
             f"{who}: lengths must lie in 0..{steps}, the time steps of the inputs, "
             f"got {int(tensor.min())}..{int(tensor.max())}"

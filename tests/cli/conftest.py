@@ -67,8 +67,9 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vocabulary_size=tokenizer.vocabulary_size, border_id=tokenizer.border_id, hidden_size=16, embedding_size=8
     )
     with torch.no_grad():
-        # Letters mostly, so that texts can be read.
+        # Letters mostly, so that texts can be read; and no end, so that they run until they are stopped.
         model.readout.bias_ho[97:123] += 6
+        model.readout.bias_ho[tokenizer.border_id] -= 100
     model.tokenizer_json = tokenizer.to_json()
     model.save(folder.path)
     values = {

@@ -40,6 +40,9 @@ def generate(
         typer.Option(help="End the text before this string; may be given several times.", metavar="TEXT"),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Texts to write.", min=1)] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, or weights stored as bf16 or int8: faster, less exact. [default: fp32]")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a line for each text.")] = False,
 ) -> None:
     """Write text with a trained language model, after a prompt.
@@ -58,6 +61,7 @@ def generate(
     given = {
         "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
         "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "samples": samples,
+        "precision": precision,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     values = {**configuration.generation.model_dump(), **changes}

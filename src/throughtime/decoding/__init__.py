@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from throughtime.decoding.config import GenerationConfig
+    from throughtime.decoding.engines import explain
     from throughtime.decoding.filters import Filters
     from throughtime.decoding.protocol import Reading, Steppable
     from throughtime.decoding.sampling import Decoded, greedy, sample, stream
@@ -28,6 +29,7 @@ _HOMES = {
     "EndSymbol": "stop",
     "Piece": "text",
     "Text": "text",
+    "explain": "engines",
     "prompt_text": "text",
     "stream_text": "text",
     "write_texts": "text",
@@ -42,6 +44,7 @@ __all__ = [
     "Reading",
     "Steppable",
     "Text",
+    "explain",
     "greedy",
     "prompt_text",
     "sample",

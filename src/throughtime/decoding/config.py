@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -31,3 +31,10 @@ class GenerationConfig(Section):
         default=[], description="strings that end a text; they are not part of it"
     )
     samples: int = Field(1, ge=1, description="texts to write at once")
+    precision: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32", description="how the native engine stores the weights: bf16 and int8 are faster and less exact"
+    )
+    engine: Literal["auto", "native", "model"] = Field(
+        "auto",
+        description="what makes the steps: the native engine, or the model itself as in training; auto: the faster",
+    )

@@ -36,3 +36,10 @@ class RowUniforms:
             self._used = 0
         self._used += 1
         return torch.from_numpy(self._block[:, self._used - 1].copy())
+
+    def block(self, steps: int) -> Tensor:
+        """The next `steps` numbers of each row, (B, steps): what as many calls of `draw` would give."""
+        held = self._block[:, self._used : self._used + steps]
+        self._used += held.shape[1]
+        fresh = [generator.random(steps - held.shape[1]) for generator in self._generators]
+        return torch.from_numpy(np.concatenate([held, np.stack(fresh)], axis=1))

@@ -5,24 +5,30 @@ The prompt is read once; each further token costs one step of the model, however
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from throughtime.decoding.engines import chosen_model
 from throughtime.decoding.filters import Filters
 from throughtime.decoding.protocol import Reading, Steppable
 from throughtime.decoding.randomness import RowUniforms, new_seed
 from throughtime.decoding.stop import EndSymbol, border_of
 from throughtime.errors import ConfigError, DivergedError, PromptError, ShapeError
+from throughtime.kernels.native.generation import ChoiceRule, Chunk, PackedModel, Stepper
 from throughtime.layers.modes import in_evaluation_mode
 
 PromptIds: TypeAlias = "Tensor | Sequence[int] | None"
 
 # A prompt is read in parts of this many steps, so that a long one needs no more memory than a short one.
 _READ_STEPS = 1024
+# How long the native loop runs before its tokens are handed on.
+_CHUNK_SECONDS = 0.05
 
 
 class Decoded(NamedTuple):
@@ -38,20 +44,31 @@ class Decoded(NamedTuple):
     log_probs: Tensor
 
 
-class _Step(NamedTuple):
-    tokens: Tensor
-    alive: Tensor
-    log_probs: Tensor
-
-
 def greedy(
-    model: Steppable, prompt: PromptIds = None, *, length: int, samples: int = 1, stop: EndSymbol | None = None
+    model: Steppable,
+    prompt: PromptIds = None,
+    *,
+    length: int,
+    samples: int = 1,
+    stop: EndSymbol | None = None,
+    precision: str = "fp32",
+    engine: str = "auto",
 ) -> Decoded:
     """The likeliest token at every step, which need not be the likeliest sequence.
 
     Arguments, results and errors are those of `sample`.
     """
-    return sample(model, prompt, length=length, samples=samples, seed=0, temperature=0.0, stop=stop)
+    return sample(
+        model,
+        prompt,
+        length=length,
+        samples=samples,
+        seed=0,
+        temperature=0.0,
+        stop=stop,
+        precision=precision,
+        engine=engine,
+    )
 
 
 def sample(
@@ -67,6 +84,8 @@ def sample(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stop: EndSymbol | None = None,
+    precision: str = "fp32",
+    engine: str = "auto",
 ) -> Decoded:
     """Ancestral sampling: y(t) drawn from p(y(t) | y(<t)), as the filters change it (`throughtime.decoding.filters`).
 
@@ -83,18 +102,25 @@ def sample(
         min_p: choose among tokens at least this fraction as likely as the likeliest; 0: off.
         repetition_penalty: above 1, makes tokens of the prompt and output less likely; 1: off.
         stop: the token that ends a row; without it every row has `length` tokens.
+        precision: "fp32", or how the native engine stores the weights: "bf16", "int8".
+        engine: "auto", "native" or "model", the model's own steps; `tt.decoding.explain` tells which one runs. The same
+            seed gives the same tokens on both, where no draw falls within rounding of a border between two tokens.
 
     Raises:
         PromptError: an empty prompt where the model has no border token, or ids outside its vocabulary.
         ShapeError: the prompt is neither (T,) nor (T, B), or (T, B) together with `samples`.
         ConfigError: a filter's setting is out of range, or the end symbol is none of the model's.
+        EngineError: the engine or the precision cannot be had for this model.
+        DivergedError: the logits are not numbers.
     """
     filters = Filters(temperature, top_k, top_p, min_p, repetition_penalty)
-    ids = _prompt(model, prompt, samples)  # (T, B)
-    steps = list(_steps(model, ids, length=length, seed=seed, filters=filters, stop=stop))
+    ids = prompt_ids(model, prompt, samples)  # (T, B)
+    chunks = list(
+        decode(model, ids, length=length, seed=seed, filters=filters, stop=stop, precision=precision, engine=engine)
+    )
     nothing = [torch.empty(0, ids.shape[1], dtype=kind) for kind in (torch.int64, torch.bool, torch.float64)]
-    # Stacked outside of inference mode, so that a loss of these tokens may be differentiated.
-    tokens, alive, log_probs = (torch.stack(part) for part in zip(*steps, strict=True)) if steps else nothing
+    # Joined outside of inference mode, so that a loss of these tokens may be differentiated.
+    tokens, alive, log_probs = (torch.cat(part) for part in zip(*chunks, strict=True)) if chunks else nothing
     return Decoded(tokens, alive.sum(0), log_probs)
 
 
@@ -107,19 +133,30 @@ def stream(
     seed: int | torch.Generator | None = None,
     filters: Filters | None = None,
     stop: EndSymbol | None = None,
+    precision: str = "fp32",
+    engine: str = "auto",
 ) -> Iterator[Int[Tensor, " B"]]:
-    """The tokens of `sample`, one (B,) on the CPU for each step, as they are drawn.
+    """The tokens of `sample`, one (B,) on the CPU for each step, as they are drawn: some at a time, within moments.
 
     Arguments and errors are those of `sample`. Close the iterator to stop earlier.
     """
-    ids = _prompt(model, prompt, samples)  # (T, B)
-    steps = _steps(model, ids, length=length, seed=seed, filters=filters or Filters(), stop=stop)
+    ids = prompt_ids(model, prompt, samples)  # (T, B)
+    chunks = decode(
+        model,
+        ids,
+        length=length,
+        seed=seed,
+        filters=filters or Filters(),
+        stop=stop,
+        precision=precision,
+        engine=engine,
+    )
     # Copied outside of inference mode, so that a loss of these tokens may be differentiated.
-    return (step.tokens.clone() for step in steps)
+    return (tokens for chunk in chunks for tokens in chunk.tokens.clone())
 
 
 @torch.inference_mode()
-def _steps(
+def decode(
     model: Steppable,
     tokens: Int[Tensor, "T B"],
     *,
@@ -127,24 +164,76 @@ def _steps(
     seed: int | torch.Generator | None,
     filters: Filters,
     stop: EndSymbol | None,
-) -> Iterator[_Step]:
+    precision: str,
+    engine: str,
+) -> Iterator[Chunk]:
+    """The steps after the prompt `tokens`, some at a time, until `length` or until every row has ended.
+
+    Raises:
+        ConfigError, EngineError, DivergedError: see `sample`.
+    """
     if length < 0:
         raise ConfigError(f"decoding: length must be >= 0 tokens, got {length}")
-    rows = tokens.shape[1]
     end = None if stop is None else stop.id_for(model)
-    uniforms = RowUniforms(rows, new_seed() if seed is None else seed)
+    uniforms = RowUniforms(tokens.shape[1], new_seed() if seed is None else seed)
+    packed = chosen_model(model, precision=precision, engine=engine)
+    if length == 0:
+        return
+    if packed is not None:
+        chunks = _native_chunks(packed, tokens, length, filters, uniforms, end)
+    else:
+        chunks = _own_steps(model, tokens, length, filters, uniforms, end)
+    for chunk in chunks:
+        sound = chunk.log_probs.isfinite()  # (n, B)
+        if not sound.all():
+            yield Chunk(*(part[: int(sound.all(-1).long().cumprod(0).sum())] for part in chunk))
+            raise DivergedError(
+                f"decoding: {type(model).__name__} gave logits that are not finite; its weights have diverged: "
+                "train again with a lower learning rate, or take an earlier checkpoint"
+            )
+        yield chunk
+        if not chunk.alive[-1].any():
+            return
+
+
+def _native_chunks(
+    packed: PackedModel, tokens: Tensor, length: int, filters: Filters, uniforms: RowUniforms, end: int | None
+) -> Iterator[Chunk]:
+    """Chunks of the native loop, each of about `_CHUNK_SECONDS`: between them an interrupt comes through."""
+    rows = tokens.shape[1]
+    stepper = Stepper(packed, rows)
+    for part in torch.split(tokens, _READ_STEPS):
+        stepper.read(part.contiguous())
+    seen = _seen(tokens, packed.vocabulary_size) if filters.counts_repetitions else None
+    rule = ChoiceRule(**asdict(filters), end=-1 if end is None else end)
     alive = torch.ones(rows, dtype=torch.bool)
+    first, made, steps = None, 0, 1
+    while made < length:
+        steps = min(steps, length - made)
+        began = time.perf_counter()
+        chunk = stepper.generate(steps, rule, uniforms=uniforms.block(steps), alive=alive, first=first, seen=seen)
+        made += steps
+        first = chunk.tokens[-1]
+        seconds = time.perf_counter() - began
+        steps = steps * 2 if seconds < _CHUNK_SECONDS / 2 else steps if seconds < _CHUNK_SECONDS else -(-steps // 2)
+        yield chunk
+
+
+def _own_steps(
+    model: Steppable, tokens: Tensor, length: int, filters: Filters, uniforms: RowUniforms, end: int | None
+) -> Iterator[Chunk]:
+    """The model's own steps, one in each chunk."""
+    alive = torch.ones(tokens.shape[1], dtype=torch.bool)
     seen = _seen(tokens, model.vocabulary_size) if filters.counts_repetitions else None
-    if length > 0:
-        logits, state = _read(model, tokens)
+    logits, state = _read(model, tokens)
     for index in range(length):
         chosen = _draw(logits, seen, filters, uniforms, end)  # (B,)
-        log_probs = _log_probs(model, logits, chosen).where(alive, 0.0)
+        log_probs = _log_probs(logits, chosen).where(alive, 0.0)
         if end is not None:
             chosen = chosen.where(alive, end)
             alive = alive & (chosen != end)
-        yield _Step(chosen, alive, log_probs)
-        if index + 1 == length or not alive.any():
+        yield Chunk(chosen[None], alive[None], log_probs[None])
+        if index + 1 == length:
             return
         fed = chosen.to(logits.device)
         if seen is not None:
@@ -153,7 +242,7 @@ def _steps(
             logits, state = model.step(fed, state)
 
 
-def _prompt(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor, "T B"]:
+def prompt_ids(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor, "T B"]:
     """The prompt of every row, on the model's device."""
     device = _device_of(model, prompt)
     tokens = torch.as_tensor([] if prompt is None else prompt, dtype=torch.int64, device=device)
@@ -220,16 +309,6 @@ def _draw(
     return chosen.clamp(max=logits.shape[-1] - 1)
 
 
-def _log_probs(model: Steppable, logits: Float[Tensor, "B V"], chosen: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """log p of the chosen tokens under the model itself, in nats.
-
-    Raises:
-        DivergedError: the logits are not numbers.
-    """
-    log_probs = logits.double().log_softmax(-1).cpu().gather(-1, chosen[:, None])[:, 0]
-    if not log_probs.isfinite().all():
-        raise DivergedError(
-            f"decoding: {type(model).__name__} gave logits that are not finite; its weights have diverged: "
-            "train again with a lower learning rate, or take an earlier checkpoint"
-        )
-    return log_probs
+def _log_probs(logits: Float[Tensor, "B V"], chosen: Int[Tensor, " B"]) -> Float[Tensor, " B"]:
+    """log p of the chosen tokens under the model itself, in nats."""
+    return logits.double().log_softmax(-1).cpu().gather(-1, chosen[:, None])[:, 0]

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from torch import Tensor
-
 from throughtime.data.streaming import StreamDecoder
 from throughtime.data.tokenizers import Prompt, Tokenizer
 from throughtime.decoding.config import GenerationConfig
 from throughtime.decoding.filters import Filters
 from throughtime.decoding.protocol import Steppable
-from throughtime.decoding.sampling import stream
+from throughtime.decoding.sampling import decode, prompt_ids
 from throughtime.decoding.stop import EndSymbol
 from throughtime.decoding.stop_strings import StopStrings
+from throughtime.kernels.native.generation import Chunk
 
 Ended = Literal["length", "end", "stop"]
 
@@ -56,20 +55,21 @@ def stream_text(
 
     Raises:
         PromptError: the prompt holds characters that the model has never seen.
-        ConfigError, DivergedError: see `throughtime.decoding.sample`.
+        ConfigError, EngineError, DivergedError: see `throughtime.decoding.sample`.
     """
     read = tokenizer.check_prompt(prompt) if isinstance(prompt, str) else prompt
     rows = [_Row(index, tokenizer, read, config) for index in range(config.samples)]
-    steps = stream(
+    chunks = decode(
         model,
-        [tokenizer.border_id, *read.ids.tolist()],
+        prompt_ids(model, [tokenizer.border_id, *read.ids.tolist()], config.samples),
         length=config.length,
-        samples=config.samples,
         seed=config.seed,
         filters=Filters(**config.model_dump(include=set(Filters.__dataclass_fields__))),
         stop=EndSymbol(tokenizer.border_id),
+        precision=config.precision,
+        engine=config.engine,
     )
-    return _pieces(rows, steps, tokenizer.border_id)
+    return _pieces(rows, chunks, tokenizer.border_id)
 
 
 def write_texts(model: Steppable, tokenizer: Tokenizer, prompt: Prompt | str, config: GenerationConfig) -> list[Text]:
@@ -83,9 +83,9 @@ def write_texts(model: Steppable, tokenizer: Tokenizer, prompt: Prompt | str, co
     return [finished[index] for index in range(config.samples)]
 
 
-def _pieces(rows: list[_Row], steps: Iterator[Tensor], border: int) -> Iterator[Piece]:
-    for tokens in steps:
-        for row, token in zip(rows, tokens.tolist(), strict=True):
+def _pieces(rows: list[_Row], chunks: Iterator[Chunk], border: int) -> Iterator[Piece]:
+    for tokens in (step for chunk in chunks for step in chunk.tokens.tolist()):
+        for row, token in zip(rows, tokens, strict=True):
             if row.ended is None:
                 yield row.end("end") if token == border else row.feed(token)
         if all(row.ended is not None for row in rows):

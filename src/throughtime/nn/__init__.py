@@ -5,6 +5,7 @@ from throughtime.nn.layers import GRU, LSTM, RNN
 from throughtime.nn.recurrent import RecurrentLayer
 from throughtime.nn.replace import replace_torch_layers
 from throughtime.nn.states import StepStates
+from throughtime.nn.stepping import LayerStepper
 
 __all__ = [
     "GRU",
@@ -12,6 +13,7 @@ __all__ = [
     "RNN",
     "GRUCell",
     "LSTMCell",
+    "LayerStepper",
     "RNNCell",
     "RecurrentLayer",
     "StepStates",

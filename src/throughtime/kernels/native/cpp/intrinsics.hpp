@@ -1,11 +1,13 @@
 // The few instructions that no compiler finds by itself.
 #pragma once
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 #if defined(__x86_64__)
-#include <emmintrin.h>
+// GCC 12 takes the registers that its own headers leave undefined on purpose for a mistake (its bug 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 namespace throughtime::intrinsics {
@@ -39,6 +41,15 @@ inline __m512 dot_pairs(__m512 c, __m512i a, __m512i b) {
 #if defined(__AVX512VNNI__)
 // c + Σ a[i] b[i] over the four bytes of each lane, a unsigned, b signed.
 inline __m512i dot_bytes(__m512i c, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(c, a, b); }
+#endif
+
+// a0 b0 + a1 b1 for each pair of 16-bit integers in a lane of 32 bits.
+#if defined(__AVX512BW__)
+inline __m512i multiply_pairs(__m512i a, __m512i b) { return _mm512_madd_epi16(a, b); }
+#elif defined(__AVX2__)
+inline __m256i multiply_pairs(__m256i a, __m256i b) { return _mm256_madd_epi16(a, b); }
+#elif defined(__x86_64__)
+inline __m128i multiply_pairs(__m128i a, __m128i b) { return _mm_madd_epi16(a, b); }
 #endif
 
 }  // namespace throughtime::intrinsics

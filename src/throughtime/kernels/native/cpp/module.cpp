@@ -4,4 +4,5 @@
 NB_MODULE(TT_MODULE_NAME, m) {
     m.doc() = "The native engine of throughtime, for one instruction set.";
     throughtime::bind_recurrence(m);
+    throughtime::bind_generation(m);
 }

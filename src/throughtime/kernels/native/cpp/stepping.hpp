@@ -1,0 +1,402 @@
+// A model's rows, advanced one step or one block of steps at a time by a team of threads.
+#pragma once
+
+#include "packing.hpp"
+
+namespace throughtime {
+
+// A row's next state from unit `row.first` on.
+inline void advance_row(Cell cell, const ForwardRow<float>& row) {
+    switch (cell) {
+        case Cell::kRnnTanh: return step_forward<Cell::kRnnTanh>(row);
+        case Cell::kRnnRelu: return step_forward<Cell::kRnnRelu>(row);
+        case Cell::kLstm: return step_forward<Cell::kLstm>(row);
+        case Cell::kGru: return step_forward<Cell::kGru>(row);
+        default: return;  // cells with two products are not packed
+    }
+}
+
+// One layer's rows; H padded. A block has up to S steps.
+struct LayerRows {
+    float* h;        // (B, H) the state
+    float* c;        // (B, H)
+    float* before;   // (B, H) the state before a block, as the product reads it
+    float* outputs;  // (S, B, H)
+    float* summed;   // (S, B, H) outputs plus inputs, null without residual connection
+
+    const float* results() const { return summed ? summed : outputs; }
+};
+
+template <class Storage>
+class StepperOf : public Stepper {
+  public:
+    explicit StepperOf(const PackedModelOf<Storage>& model) : model_(model) { begin(1); }
+
+    void begin(Index rows) override {
+        if (!state_ || rows != state_->rows) state_ = std::make_unique<State>(model_, rows);
+        state_->clear(model_);
+        has_logits_ = false;
+    }
+
+    Index rows() const override { return state_->rows; }
+    bool has_logits() const override { return has_logits_; }
+
+    void read(const std::int64_t* tokens, Index steps, int threads) override {
+        const Index block = state_->block;
+        const Index rows = state_->rows;
+        last_ = (steps - 1) % block;
+        together(rows * std::min(block, steps), threads, [&](const Member& member) {
+            for (Index t = 0; t < steps; t += block) {
+                const Index now = std::min(block, steps - t);
+                look_up(member, tokens + t * rows, now);
+                advance(member, tokens + t * rows, now, t);
+                member.wait();
+            }
+            read_out(member, last_, steps);
+        });
+        turn_ += steps;
+        has_logits_ = true;
+    }
+
+    void feed(const float* inputs, int threads) override {
+        const PackedLayer<Storage>& first = model_.layers.front();
+        const Index stride = padded(first.inputs);
+        for (Index b = 0; b < rows(); ++b)
+            std::copy(inputs + b * first.inputs, inputs + (b + 1) * first.inputs, state_->inputs + b * stride);
+        together(rows(), threads, [&](const Member& member) { advance(member, nullptr, 1, 0); });
+        ++turn_;
+        last_ = 0;
+    }
+
+    void outputs(float* to) const override {
+        const PackedLayer<Storage>& layer = model_.layers.back();
+        const float* from = state_->layers.back().results() + last_ * rows() * layer.width();
+        copy_rows(from, layer.width(), layer.units, to);
+    }
+
+    void logits(float* to, bool normalised, int threads) override {
+        const Index width = model_.readout.width();
+        const Index vocabulary = model_.vocabulary;
+        const auto copy = [&](const Member& member) {
+            for (Index b = member.index; b < rows(); b += member.count) {
+                const float* from = state_->logits + b * width;
+                float* row = to + b * vocabulary;
+                if (!normalised) {
+                    std::copy(from, from + vocabulary, row);
+                    continue;
+                }
+                const double total = thread(member).chooser.log_total(from);
+                for (Index i = 0; i < vocabulary; ++i) row[i] = static_cast<float>(static_cast<double>(from[i]) - total);
+            }
+        };
+        together(rows(), rows() > 1 ? threads : 1, copy);
+    }
+
+    Index generate(const Chunk& chunk, int threads) override {
+        const Index rows = state_->rows;
+        Index made = 0;
+        std::int64_t* fed = state_->tokens;
+        if (chunk.first) std::copy(chunk.first, chunk.first + rows, fed);
+        together(rows, threads, [&](const Member& member) {
+            for (Index i = 0; i < chunk.steps; ++i) {
+                if (i > 0 || chunk.first) {
+                    look_up(member, fed, 1);
+                    advance(member, fed, 1, i);
+                    read_out(member, 0, i);
+                    member.wait();
+                }
+                for (Index b = member.index; b < rows; b += member.count) choose(chunk, i, b, thread(member).chooser);
+                member.wait();
+                if (member.index == 0) made = i + 1;
+                if (std::all_of(chunk.alive, chunk.alive + rows, [](std::uint8_t alive) { return !alive; })) break;
+            }
+        });
+        turn_ += made;
+        last_ = 0;
+        has_logits_ = true;
+        return made;
+    }
+
+    void reorder(const std::int64_t* indices, Index rows) override {
+        auto next = std::move(state_);
+        if (!spare_ || spare_->rows != rows) spare_ = std::make_unique<State>(model_, rows);
+        state_ = std::move(spare_);
+        for (std::size_t l = 0; l < model_.layers.size(); ++l) {
+            const Index width = model_.layers[l].width();
+            const LayerRows &from = next->layers[l], &to = state_->layers[l];
+            for (Index i = 0; i < rows; ++i) {
+                for (const auto& [old, now] : {std::pair{from.h, to.h}, {from.c, to.c}, {from.h, to.before}})
+                    std::copy(old + indices[i] * width, old + (indices[i] + 1) * width, now + i * width);
+            }
+        }
+        spare_ = std::move(next);
+        has_logits_ = false;
+    }
+
+    bool copy_state(Index layer, bool memory, float* to) const override {
+        const PackedLayer<Storage>& packed = model_.layers[static_cast<std::size_t>(layer)];
+        const LayerRows& own = state_->layers[static_cast<std::size_t>(layer)];
+        if (memory && packed.cell != Cell::kLstm) return false;
+        copy_rows(memory ? own.c : own.h, packed.width(), packed.units, to);
+        return true;
+    }
+
+    bool set_state(Index layer, bool memory, const float* from) override {
+        const PackedLayer<Storage>& packed = model_.layers[static_cast<std::size_t>(layer)];
+        const LayerRows& own = state_->layers[static_cast<std::size_t>(layer)];
+        if (memory && packed.cell != Cell::kLstm) return false;
+        for (Index b = 0; b < rows(); ++b) {
+            const float* row = from + b * packed.units;
+            std::copy(row, row + packed.units, (memory ? own.c : own.h) + b * packed.width());
+            if (!memory) std::copy(row, row + packed.units, own.before + b * packed.width());
+        }
+        has_logits_ = false;
+        return true;
+    }
+
+  private:
+    // What depends on the number of rows.
+    struct State {
+        State(const PackedModelOf<Storage>& model, Index rows_)
+            : rows(rows_), block(std::max<Index>(1, kReadRows / std::max<Index>(1, rows_))) {
+            Index most = 0;
+            for (const PackedLayer<Storage>& layer : model.layers) {
+                const Index width = layer.width();
+                const bool sums = model.residual && !layers.empty();
+                const auto take = [&](Index count) { return zeros(count * width); };
+                layers.push_back({take(rows), take(rows), take(rows), take(block * rows),
+                                  sums ? take(block * rows) : nullptr});
+                most = std::max(most, layer.scratch());
+            }
+            if (!model.layers.front().from_table) inputs = zeros(block * rows * padded(model.layers.front().inputs));
+            scratch = zeros(block * rows * most);
+            if (!model.vocabulary) return;
+            logits = zeros(rows * model.readout.width());
+            tokens = memory.template take<std::int64_t>(rows);
+        }
+
+        void clear(const PackedModelOf<Storage>& model) {
+            for (std::size_t l = 0; l < layers.size(); ++l)
+                for (float* state : {layers[l].h, layers[l].c, layers[l].before})
+                    std::fill(state, state + rows * model.layers[l].width(), 0.0f);
+        }
+
+        float* zeros(Index count) {
+            float* values = memory.template take<float>(count);
+            std::fill(values, values + count, 0.0f);
+            return values;
+        }
+
+        Buffers memory;
+        Index rows, block;
+        std::vector<LayerRows> layers;
+        float* inputs = nullptr;   // (S, B, I padded)
+        float* scratch = nullptr;  // (S, B, the most of any layer) what the inputs contribute
+        float* logits = nullptr;   // (B, V padded)
+        std::int64_t* tokens = nullptr;  // (B) fed next
+    };
+
+    // What each thread has for itself.
+    struct Thread {
+        Thread(const PackedModelOf<Storage>& model, Index room_) : room(room_) {
+            product = memory.template take<float>(room * kPanelSums * kBlock);
+            if constexpr (Storage::kQuantised) {
+                Index widest = 0;
+                for (const PackedLayer<Storage>& layer : model.layers)
+                    widest = std::max({widest, padded(layer.inputs), layer.width()});
+                operands = memory.template take<typename Storage::Operand>(room * widest);
+                scales = memory.template take<float>(room);
+            }
+            if (model.vocabulary) chooser.prepare(memory, model.vocabulary, model.readout.width());
+        }
+
+        Buffers memory;
+        Index room;      // for rows of a block
+        float* product;  // (B, columns of a panel)
+        typename Storage::Operand* operands = nullptr;
+        float* scales = nullptr;
+        Chooser chooser;
+    };
+
+    Thread& thread(const Member& member) { return *threads_[static_cast<std::size_t>(member.index)]; }
+
+    // Runs `work` on as many threads as it is worth.
+    template <class Work>
+    void together(Index rows, int threads, Work work) {
+        const Index bytes = model_.bytes() * std::max<Index>(1, rows / 4);
+        const int count = static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
+        const Index room = state_->rows * state_->block;
+        if (!threads_.empty() && threads_.front()->room < room) threads_.clear();
+        while (static_cast<int>(threads_.size()) < count)
+            threads_.push_back(std::make_unique<Thread>(model_, room));
+        run_together(count, work);
+    }
+
+    void copy_rows(const float* from, Index stride, Index columns, float* to) const {
+        for (Index b = 0; b < rows(); ++b) std::copy(from + b * stride, from + b * stride + columns, to + b * columns);
+    }
+
+    // Where there is no table: the embeddings of a block's tokens.
+    void look_up(const Member& member, const std::int64_t* tokens, Index steps) const {
+        const PackedLayer<Storage>& first = model_.layers.front();
+        if (first.from_table) return;
+        for (Index i = member.index; i < steps * rows(); i += member.count) {
+            const float* from = model_.embedding + tokens[i] * first.inputs;
+            std::copy(from, from + first.inputs, state_->inputs + i * padded(first.inputs));
+        }
+        member.wait();
+    }
+
+    Operands<Storage> operands(const Member& member, const float* from, Index width, Index count) {
+        if constexpr (Storage::kQuantised) {
+            Thread& own = thread(member);
+            for (Index i = 0; i < count; ++i)
+                own.scales[i] = quantise(from + i * width, width, own.operands + i * width);
+            return {own.operands, width, own.scales};
+        } else {
+            (void)member;
+            return {from, width, nullptr};
+        }
+    }
+
+    // A member's panels, in one order at even steps and in the other at odd ones: what was read last is still near.
+    template <class Visit>
+    static void each_panel(const Member& member, Index panels, Index turn, Visit visit) {
+        const Index first = panels * member.index / member.count;
+        const Index end = panels * (member.index + 1) / member.count;
+        for (Index i = first; i < end; ++i) visit(turn % 2 ? first + end - 1 - i : i);
+    }
+
+    // All layers over a block of steps. Members must have waited for each other before the next block.
+    void advance(const Member& member, const std::int64_t* tokens, Index steps, Index turn) {
+        for (std::size_t l = 0; l < model_.layers.size(); ++l) {
+            const PackedLayer<Storage>& layer = model_.layers[l];
+            if (layer.from_table) {
+                contribute_from_table(member, layer, tokens, steps);
+            } else {
+                const float* from = l ? state_->layers[l - 1].results() : state_->inputs;
+                contribute(member, layer, from, steps, turn_ + turn);
+            }
+            for (Index s = 0; s < steps; ++s) {
+                step(member, l, s, turn_ + turn + s);
+                member.wait();
+            }
+            const LayerRows& own = state_->layers[l];
+            each_panel(member, layer.h.panels(), 0, [&](Index p) {
+                for (Index b = 0; b < rows(); ++b) {
+                    const Index at = b * layer.width() + layer.first_unit(p);
+                    std::copy(own.h + at, own.h + at + layer.panel_units(p), own.before + at);
+                }
+            });
+        }
+    }
+
+    // scratch = start + W_ih x for the member's panels and all rows of a block.
+    void contribute(const Member& member, const PackedLayer<Storage>& layer, const float* from, Index steps,
+                    Index turn) {
+        const Index count = steps * rows();
+        const auto a = operands(member, from, padded(layer.inputs), count);
+        each_panel(member, layer.x.panels(), turn, [&](Index p) {
+            multiply_panel(layer.x, p, count, a, layer.start + layer.x.place(p),
+                           state_->scratch + layer.scratch_place(p), layer.scratch());
+        });
+    }
+
+    void contribute_from_table(const Member& member, const PackedLayer<Storage>& layer, const std::int64_t* tokens,
+                               Index steps) const {
+        each_panel(member, layer.h.panels(), 0, [&](Index p) {
+            for (Index i = 0; i < steps * rows(); ++i) {
+                const float* from = model_.table + tokens[i] * layer.h.width() + layer.h.place(p);
+                std::copy(from, from + layer.h.vectors(p) * kBlock,
+                          state_->scratch + i * layer.scratch() + layer.scratch_place(p));
+            }
+        });
+    }
+
+    // Step s of a block, of layer l, for the member's panels: W_hh h, the cell, and the residual connection.
+    void step(const Member& member, std::size_t l, Index s, Index turn) {
+        const PackedLayer<Storage>& layer = model_.layers[l];
+        const LayerRows& own = state_->layers[l];
+        const Index width = layer.width();
+        const Index block = s * rows() * width;
+        const float* before = s ? own.outputs + block - rows() * width : own.before;
+        const auto a = operands(member, before, width, rows());
+        float* product = thread(member).product;
+        each_panel(member, layer.h.panels(), turn, [&](Index p) {
+            const Index columns = layer.h.vectors(p) * kBlock;
+            const Index first = layer.first_unit(p);
+            multiply_panel(layer.h, p, rows(), a, nullptr, product, columns);
+            ForwardRow<float> row{};
+            row.units = row.product_stride = layer.panel_units(p);
+            row.count = static_cast<int>(layer.panel_units(p));
+            row.bias_hh = layer.bias_hh ? layer.bias_hh + layer.h.place(p) : nullptr;
+            row.peephole = layer.peephole ? layer.peephole + 3 * first : nullptr;
+            row.zoneout_h = layer.zoneout_h ? layer.zoneout_h + first : nullptr;
+            row.zoneout_c = layer.zoneout_c ? layer.zoneout_c + first : nullptr;
+            for (Index b = 0; b < rows(); ++b) {
+                const Index at = b * width + first;
+                row.product = product + b * columns;
+                row.saved = state_->scratch + (s * rows() + b) * layer.scratch() + layer.scratch_place(p);
+                row.h = own.h + at;
+                row.c = own.c + at;
+                row.h_out = own.outputs + block + at;
+                advance_row(layer.cell, row);
+                if (own.summed) add_inputs(l, block + at, layer.panel_units(p));
+            }
+        });
+    }
+
+    // Layers with a residual connection have one size, so that the inputs stand where the outputs do.
+    void add_inputs(std::size_t l, Index at, Index count) const {
+        const float* inputs = state_->layers[l - 1].results() + at;
+        const LayerRows& own = state_->layers[l];
+        for (Index i = 0; i < count; ++i) own.summed[at + i] = own.outputs[at + i] + inputs[i];
+    }
+
+    // Logits after step s of the last block.
+    void read_out(const Member& member, Index s, Index turn) {
+        const PackedLayer<Storage>& last = model_.layers.back();
+        const float* from = state_->layers.back().results() + s * rows() * last.width();
+        const auto a = operands(member, from, last.width(), rows());
+        const PackedMatrix<Storage>& matrix = model_.readout;
+        each_panel(member, matrix.panels(), turn_ + turn, [&](Index p) {
+            multiply_panel(matrix, p, rows(), a, model_.readout_start + matrix.place(p),
+                           state_->logits + matrix.place(p), matrix.width());
+        });
+    }
+
+    // Step i of a chunk for row b.
+    void choose(const Chunk& chunk, Index i, Index b, Chooser& chooser) {
+        const Index rows = state_->rows;
+        const Index vocabulary = model_.vocabulary;
+        std::uint8_t* seen = chunk.seen ? chunk.seen + b * vocabulary : nullptr;
+        if (seen && (i > 0 || chunk.first)) seen[state_->tokens[b]] = 1;
+        if (!chunk.alive[b]) {
+            chunk.log_probs[i * rows + b] = 0;
+            state_->tokens[b] = chunk.rule.end;
+        } else {
+            const Choice choice = chooser.choose(state_->logits + b * model_.readout.width(), seen,
+                                                 chunk.uniforms[b * chunk.steps + i], chunk.rule);
+            chunk.log_probs[i * rows + b] = choice.log_prob;
+            chunk.alive[b] = choice.token != chunk.rule.end;
+            state_->tokens[b] = choice.token;
+        }
+        chunk.went_on[i * rows + b] = chunk.alive[b];
+        chunk.tokens[i * rows + b] = state_->tokens[b];
+    }
+
+    const PackedModelOf<Storage>& model_;
+    std::unique_ptr<State> state_;
+    std::unique_ptr<State> spare_;  // of the last reordering
+    std::vector<std::unique_ptr<Thread>> threads_;
+    Index turn_ = 0;  // steps made
+    Index last_ = 0;  // the last step within its block
+    bool has_logits_ = false;
+};
+
+template <class Storage>
+std::unique_ptr<Stepper> PackedModelOf<Storage>::stepper() const {
+    return std::make_unique<StepperOf<Storage>>(*this);
+}
+
+}  // namespace throughtime

@@ -108,9 +108,10 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
     arguments = Arguments(*given[:count])
     outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted = given[count:]
     steps, batch, _, units, _ = arguments.sizes
-    tensors = arguments.contiguous() | {"outputs": outputs, "saved": saved}
+    # Hooks on saved tensors may hand them back in another layout.
+    tensors = arguments.contiguous() | {"outputs": outputs.contiguous(), "saved": saved.contiguous()}
     if arguments.c_first is not None:
-        tensors["cells"] = cells
+        tensors["cells"] = cells.contiguous()
     incoming = {
         "d_outputs": d_outputs,
         "d_h_last": d_h_last,

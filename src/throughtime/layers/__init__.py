@@ -1,5 +1,6 @@
 """Noise, readouts and losses: what stands around recurrent layers."""
 
+from throughtime.layers.loss import linear_cross_entropy
 from throughtime.layers.modes import in_evaluation_mode
 from throughtime.layers.noise import LockedDropout, checked_probability, locked_mask, zoneout_masks
 from throughtime.layers.readout import IGNORED, Loss, Readout, SequenceLoss
@@ -12,6 +13,7 @@ __all__ = [
     "SequenceLoss",
     "checked_probability",
     "in_evaluation_mode",
+    "linear_cross_entropy",
     "locked_mask",
     "zoneout_masks",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from throughtime.configuration import Section, validate
 from throughtime.errors import ShapeError
-from throughtime.layers import LockedDropout, Readout, in_evaluation_mode
+from throughtime.layers import IGNORED, LockedDropout, Readout, in_evaluation_mode, linear_cross_entropy
 from throughtime.models.model import Model
 from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
 
@@ -142,22 +142,31 @@ class LanguageModel(Model):
         tokens: Int[Tensor, "T B"],
         state: Sequence[Tensor] | None = None,
         *,
+        targets: Int[Tensor, "T B"] | None = None,
         resets: Bool[Tensor, "T B"] | None = None,
         lengths: Int[Tensor, " B"] | None = None,
-    ) -> tuple[Float[Tensor, "T B V"], tuple[Tensor, ...]]:
+    ) -> tuple[Float[Tensor, "T B V"] | Float[Tensor, "T B"], tuple[Tensor, ...]]:
         """Logits o(t) of the token after each of `tokens`, and the state after the last.
+
+        With `targets` it is the loss L(t) = −log p(y(t) | y(1..t-1)) in nats (T, B) instead of logits, which never
+        stand in memory together: what training and evaluation need, for any size of the vocabulary. It is a keyword
+        of the call, and no method of its own, so that what wraps a model's call (autocast, averaging over processes)
+        wraps it too.
 
         Args:
             tokens: y(0..τ-1), the inputs.
             state: what an earlier call returned, to go on from there; zeros when missing.
+            targets: y(1..τ), what comes after each input; -100 where it does not count.
             resets: true where a row begins a new sequence: its state is cleared before that step.
             lengths: the number of steps of each sequence.
 
         Raises:
-            ShapeError: tokens are not (T, B).
+            ShapeError: tokens are not (T, B), or targets are of another shape.
         """
         h, after = self._hidden(tokens, state, resets=resets, lengths=lengths)
-        return self.readout(h), after
+        if targets is None:
+            return self.readout(h), after
+        return linear_cross_entropy(h, self.readout.weight_ho, self.readout.bias_ho, targets), after
 
     def _hidden(
         self, tokens: Tensor, state: Sequence[Tensor] | None, **borders: Tensor | None
@@ -214,17 +223,16 @@ class LanguageModel(Model):
         Each sequence begins behind a border. To count its end too, let it end with the border token. What stands
         behind a length is not looked at.
         """
+        targets = tokens
         if lengths is not None:
             lengths = torch.as_tensor(lengths, device=tokens.device)
             inside = torch.arange(len(tokens), device=tokens.device)[:, None] < lengths  # (T, B)
+            targets = torch.where(inside, tokens, IGNORED)
             tokens = torch.where(inside, tokens, self.config.border_id)
         border = torch.full_like(tokens[:1], self.config.border_id)
         inputs = torch.cat([border, tokens[:-1]])  # y(0..τ-1), (T, B)
-        logits, _ = self(inputs, lengths=lengths)
-        steps = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]  # (T, B)
-        if lengths is not None:
-            steps = torch.where(inside, steps, 0)
-        return SequenceLogProb(steps, steps.sum(0))
+        nats, _ = self(inputs, targets=targets, lengths=lengths)  # (T, B)
+        return SequenceLogProb(-nats, -nats.sum(0))
 
     @torch.no_grad()
     def sample(

@@ -12,7 +12,6 @@ from torch import nn
 from throughtime.data.streams import EvaluationStreams
 from throughtime.data.tokens import TokenFile
 from throughtime.errors import DataError
-from throughtime.layers import SequenceLoss
 
 
 class TextSize(NamedTuple):
@@ -64,13 +63,12 @@ def nats(
     """
     streams = EvaluationStreams(stream, batch_size, window, rank=rank, world_size=world_size)
     device = next(model.parameters()).device
-    loss = SequenceLoss()
     state, summed, count = None, 0.0, 0
     with torch.inference_mode():
         for batch in streams:
             resets = None if batch.resets is None else batch.resets.to(device)
-            logits, state = model(batch.inputs.to(device), state, resets=resets)
-            summed += float(loss(logits, batch.targets.to(device), count=batch.count).total)
+            losses, state = model(batch.inputs.to(device), state, targets=batch.targets.to(device), resets=resets)
+            summed += float(losses.sum())
             count += batch.count
     summed, count_all = total([summed, float(count)])
     return summed / count_all

@@ -16,7 +16,6 @@ from throughtime.data.streams import Batch, TokenStreams
 from throughtime.data.tokenizers import Tokenizer
 from throughtime.data.tokens import TokenFile
 from throughtime.errors import ConfigError, RunFolderError
-from throughtime.layers import SequenceLoss
 from throughtime.models.language import LanguageModel, LanguageModelConfig
 from throughtime.storage import write_file
 from throughtime.tasks.configuration import LanguageConfiguration, merged
@@ -52,7 +51,6 @@ class LanguageTask:
             world_size=distribution.world_size,
         )
         self.batches_per_epoch = self.streams.batches_per_epoch
-        self._loss = SequenceLoss()
         self._size = TextSize.of(texts.train)
         self._valid_size = TextSize.of(texts.valid)
 
@@ -62,9 +60,8 @@ class LanguageTask:
 
     def loss(self, model: nn.Module, batch: Batch, carried: tuple[Tensor, ...] | None) -> Loss:
         """L = −Σ log p(y(t) | y(1..t−1)) over a window, from the state carried over and cleared at borders."""
-        logits, state = model(batch.inputs, carried, resets=batch.resets)
-        total, count = self._loss(logits, batch.targets, count=batch.count)
-        return Loss(total, count, tuple(tensor.detach() for tensor in state))
+        nats, state = model(batch.inputs, carried, targets=batch.targets, resets=batch.resets)
+        return Loss(nats.sum(), batch.count, tuple(tensor.detach() for tensor in state))
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The held-out loss in every unit, over all processes."""

@@ -4,5 +4,6 @@
 NB_MODULE(TT_MODULE_NAME, m) {
     m.doc() = "The native engine of throughtime, for one instruction set.";
     throughtime::bind_recurrence(m);
+    throughtime::bind_loss(m);
     throughtime::bind_generation(m);
 }

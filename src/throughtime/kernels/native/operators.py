@@ -77,10 +77,13 @@ def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *first, keep = given
     arguments = Arguments(*first)
     results = outputs, h_last, c_last, saved, cells = _results(arguments, keep)
-    steps, batch, _, units, _ = arguments.sizes
-    tensors = arguments.contiguous()
-    tensors |= {"outputs": outputs, "h_last": h_last}
-    tensors["saved"] = saved if keep else outputs.new_empty(steps, batch, arguments.saved_values * units)
+    tensors = arguments.contiguous() | {"outputs": outputs, "h_last": h_last}
+    if keep:
+        tensors["saved"] = saved
+    elif arguments.cell in ("lstm_projected", "gru_before"):
+        # A step of two products hands its middle on in what is saved.
+        steps, batch, _, units, _ = arguments.sizes
+        tensors["saved"] = outputs.new_empty(steps, batch, arguments.saved_values * units)
     if arguments.c_first is not None:
         tensors["c_last"] = c_last
         if keep:
@@ -126,7 +129,6 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
         for name, gradient, want in zip(DIFFERENTIABLE, gradients, wanted, strict=True)
         if want and getattr(arguments, name) is not None
     }
-    tensors["products"] = outputs.new_empty(steps, batch, arguments.saved_values * units)
     _call(library.load().backward, arguments, tensors)
     return tuple(gradients)
 

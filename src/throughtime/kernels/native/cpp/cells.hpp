@@ -7,16 +7,18 @@
 
 namespace throughtime {
 
-// What the forward step of one sequence reads and writes. Rows are whole: gate g of unit u stands at [g · units + u];
-// only `product`, W h(t-1), holds the units from `first` on, gate g's at [g · product_stride + u - first].
+// What the forward step of one sequence reads and writes. Rows are whole, gate g of unit u at [g · units + u], but for
+// `inputs`, b + U x(t), and `product`, W h(t-1): they hold units from `first` on, gate g's at [g · stride + u - first].
 template <class Real>
 struct ForwardRow {
     Index units;
     Index first;
     int count;  // of units, from `first` on
+    const Real* inputs;
+    Index inputs_stride;
     const Real* product;
     Index product_stride;
-    Real* saved;  // (S, H) in: the gates' summed inputs from x; out: what is saved
+    Real* saved;            // (S, H), or null where nobody needs it and the step has one product
     const Real* bias_hh;    // GRU (G, H)
     const Real* peephole;   // LSTM (3, H)
     const Real* mask;       // GRU (H), of h(t-1) in a product
@@ -53,13 +55,16 @@ inline void step_forward(const ForwardRow<Real>& row) {
         const int n = std::min(kStep, row.count - j);
         const Index u = row.first + j;
         const auto product = [&](int gate) { return load(row.product + gate * row.product_stride + j, n); };
-        const auto value = [&](int gate) { return row.saved + gate * row.units + u; };
+        const auto input = [&](int gate) { return load(row.inputs + gate * row.inputs_stride + j, n); };
+        const auto save = [&](int slot, V value) {
+            if (row.saved) store(row.saved + slot * row.units + u, value, n);
+        };
         if constexpr (is_lstm(cell)) {
             const V c_old = row.fresh ? V{} : load(row.c + u, n);
-            V a_i = load(value(0), n) + product(0);
-            V a_f = load(value(1), n) + product(1);
-            const V a_g = load(value(2), n) + product(2);
-            V a_o = load(value(3), n) + product(3);
+            V a_i = input(0) + product(0);
+            V a_f = input(1) + product(1);
+            const V a_g = input(2) + product(2);
+            V a_o = input(3) + product(3);
             if (row.peephole) {
                 a_i += load(row.peephole + u, n) * c_old;
                 a_f += load(row.peephole + row.units + u, n) * c_old;
@@ -70,14 +75,14 @@ inline void step_forward(const ForwardRow<Real>& row) {
             const V o = sigmoid<Real>(a_o);
             const V h = o * tangent(c);
             c = keep(c_old, c, row.zoneout_c, u, n);
-            store(value(0), i, n);
-            store(value(1), f, n);
-            store(value(2), g, n);
-            store(value(3), o, n);
+            save(0, i);
+            save(1, f);
+            save(2, g);
+            save(3, o);
             store(row.c + u, c, n);
             if (row.c_out) store(row.c_out + u, c, n);
             if constexpr (cell == Cell::kLstmProjected) {
-                store(value(4), h, n);
+                save(4, h);
             } else {
                 put_state(row, u, n, row.fresh ? V{} : load(row.h + u, n), h);
             }
@@ -87,25 +92,25 @@ inline void step_forward(const ForwardRow<Real>& row) {
                 return row.bias_hh ? product(gate) + load(row.bias_hh + gate * row.units + u, n) : product(gate);
             };
             if constexpr (cell == Cell::kGru) {
-                const V r = sigmoid<Real>(load(value(0), n) + of_h(0));
-                const V z = sigmoid<Real>(load(value(1), n) + of_h(1));
+                const V r = sigmoid<Real>(input(0) + of_h(0));
+                const V z = sigmoid<Real>(input(1) + of_h(1));
                 const V n_h = of_h(2);
-                const V candidate = tangent(load(value(2), n) + r * n_h);
-                store(value(0), r, n);
-                store(value(1), z, n);
-                store(value(2), candidate, n);
-                store(value(3), n_h, n);
+                const V candidate = tangent(input(2) + r * n_h);
+                save(0, r);
+                save(1, z);
+                save(2, candidate);
+                save(3, n_h);
                 put_state(row, u, n, h_old, candidate + z * (h_old - candidate));
             } else if constexpr (cell == Cell::kGruBefore) {
-                const V r = sigmoid<Real>(load(value(0), n) + of_h(0));
-                const V z = sigmoid<Real>(load(value(1), n) + of_h(1));
-                store(value(0), r, n);
-                store(value(1), z, n);
-                store(value(3), r * (row.mask ? load(row.mask + u, n) * h_old : h_old), n);
+                const V r = sigmoid<Real>(input(0) + of_h(0));
+                const V z = sigmoid<Real>(input(1) + of_h(1));
+                save(0, r);
+                save(1, z);
+                save(3, r * (row.mask ? load(row.mask + u, n) * h_old : h_old));
             } else {
-                const V a = load(value(0), n) + product(0);
+                const V a = input(0) + product(0);
                 const V h = cell == Cell::kRnnTanh ? tangent(a) : select<Real>(a < Real(0), V{}, a);
-                store(value(0), h, n);
+                save(0, h);
                 put_state(row, u, n, h_old, h);
             }
         }
@@ -124,7 +129,7 @@ inline void finish_forward(const ForwardRow<Real>& row) {
         V h = load(row.product + j, n);
         if constexpr (cell == Cell::kGruBefore) {
             if (row.bias_hh) h += load(row.bias_hh + 2 * row.units + u, n);
-            const V candidate = tangent(load(row.saved + 2 * row.units + u, n) + h);
+            const V candidate = tangent(load(row.inputs + 2 * row.inputs_stride + j, n) + h);
             const V z = load(row.saved + row.units + u, n);
             store(row.saved + 2 * row.units + u, candidate, n);
             h = candidate + z * (h_old - candidate);

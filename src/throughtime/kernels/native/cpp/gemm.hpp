@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <type_traits>
 #include <utility>
 
 #include "formats.hpp"
@@ -31,6 +32,7 @@ inline constexpr int kPanelVectors = 2;
 inline constexpr Index kBlockDepth = 256;
 inline constexpr Index kBlockTiles = 16;
 inline constexpr Index kBlockRows = kBlockTiles * kTileRows;
+inline constexpr Index kLeastRows = 6 * kTileRows;  // of a block that is smaller so that all members have one
 
 template <class Format>
 inline constexpr int kWidth = kPanelVectors * kLanes<typename Format::Real>;
@@ -40,9 +42,10 @@ inline Index ceil_divide(Index value, Index by) { return (value + by - 1) / by; 
 
 enum class Layout { kRowMajor, kInterleaved };
 
-// `rows` split into tiles whose heights differ by one at most.
+// `rows` split into tiles whose heights differ by one at most, as many for each of `groups` as for the others.
 struct Tiles {
-    explicit Tiles(Index rows) : count(ceil_divide(rows, kTileRows)), rows_(rows) {}
+    explicit Tiles(Index rows, Index groups = 1)
+        : count(std::min(rows, round_up(ceil_divide(rows, kTileRows), groups))), rows_(rows) {}
     Index begin(Index tile) const { return count ? rows_ * tile / count : 0; }
     int height(Index tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
     Index count;
@@ -252,6 +255,18 @@ inline Index padded_stride(Index depth) {
     return (lines + (lines % 2 ? 0 : 1)) * line;
 }
 
+// Rows in memory often begin pages apart, where no core looks ahead by itself.
+template <class Real>
+inline void prefetch(const Real* from, Index count) {
+    for (Index i = 0; i < count; i += 64 / static_cast<Index>(sizeof(Real))) __builtin_prefetch(from + i);
+}
+
+// Where a packed tile begins. Interleaved tiles have room behind them, for stores wider than the tile.
+template <class Format, Layout layout>
+inline Index tile_offset(const Tiles& tiles, Index tile, Index stride) {
+    return tiles.begin(tile) * stride + (layout == Layout::kInterleaved ? tile * kTileRows * Format::kUnit : 0);
+}
+
 // Rows [begin, end) of A from rows in memory, depth [k0, k1), as (row, depth); the last unit is filled up with zeros.
 template <class Format, class Row>
 struct RowsOfA {
@@ -264,6 +279,7 @@ struct RowsOfA {
         const Index filled = round_up(k1 - k0, Format::kUnit);
         for (Index i = begin; i < end; ++i, to += stride) {
             const typename Format::Real* from = row(i) + k0;
+            if (i + 1 < end) prefetch(row(i + 1) + k0, k1 - k0);
             for (Index k = 0; k < k1 - k0; ++k) to[k] = Format::pack(from[k]);
             for (Index k = k1 - k0; k < filled; ++k) to[k] = Format::pack(0);
         }
@@ -283,10 +299,18 @@ struct ColumnsOfA {
         const Index filled = round_up(k1 - k0, kUnit);
         for (Index k = 0; k < filled; ++k) {
             const typename Format::Real* from = k < k1 - k0 ? row(k0 + k) + begin : nullptr;
+            if (k + 1 < k1 - k0) prefetch(row(k0 + k + 1) + begin, end - begin);
             for (Index tile = 0; tile < tiles.count; ++tile) {
                 const Index first = tiles.begin(tile);
                 const int height = tiles.height(tile);
-                Packed* at = to + first * filled + k / kUnit * height * kUnit + k % kUnit;
+                Packed* at = to + tile_offset<Format, kLayout>(tiles, tile, filled) + k / kUnit * height * kUnit + k % kUnit;
+                if constexpr (std::is_same_v<Format, Plain<typename Format::Real>>) {
+                    if (first + kTileRows <= end - begin) {
+                        // A whole tile's width, of which what is too much is written over by the next step of depth.
+                        std::memcpy(at, from + first, sizeof(Packed) * kTileRows);
+                        continue;
+                    }
+                }
                 for (int r = 0; r < height; ++r) at[r * kUnit] = Format::pack(from ? from[first + r] : 0);
             }
         }
@@ -299,55 +323,72 @@ inline constexpr Index kScratchOfA = kBlockRows * (kBlockDepth + 64);
 
 // -- C ----------------------------------------------------------------------------------------------------------------
 
-// C = start + A B, or C += A B: all members of a team call it, each with scratch of its own; `next` begins at zero.
-// c_row(i) is the i-th row of C. Members do not wait for each other at its end.
+// Where a product's panels go in C: panel p of group g to column g · group_stride + (p - first) · kWidth.
+struct Columns {
+    Index first;         // panels [first, last) of every group
+    Index last;
+    Index group_stride;  // between groups in C
+    bool padded;         // C has room for whole panels
+};
+
+// C = start + A B, or C += A B, for rows [begin, end), at most kBlockRows, and some panels of each group of B. c_row(i)
+// is the i-th row of C from the column where the first panel goes; `start` is laid out as a row of C.
 template <class Format, class SourceOfA, class RowOfC>
-void multiply(const Member& member, std::atomic<Index>& next, Index rows, const SourceOfA& a, const Panels<Format>& b,
-              RowOfC c_row, bool add, const typename Format::Real* start, typename Format::Packed* scratch) {
+void multiply_block(Index begin, Index end, const SourceOfA& a, const Panels<Format>& b, const Columns& columns,
+                    RowOfC c_row, bool add, const typename Format::Real* start, typename Format::Packed* scratch) {
     using Real = typename Format::Real;
-    if (rows <= 0 || b.columns <= 0) return;
-    const Index row_blocks = ceil_divide(rows, kBlockRows);
-    // Enough pieces for all members; a piece spans few panels only where there are few rows.
-    const Index wanted = member.count > 1 ? ceil_divide(3 * member.count, row_blocks) : 1;
-    const Index chunk = std::max<Index>(1, std::min(b.group_panels(), ceil_divide(b.panels(), wanted)));
-    const Index group_chunks = ceil_divide(b.group_panels(), chunk);
-    const Index pieces = row_blocks * b.groups * group_chunks;
+    constexpr Layout kLayout = SourceOfA::kLayout;
     std::array<Real*, kBlockRows> c;
-    for (Index piece = next++; piece < pieces; piece = next++) {
-        const Index begin = rows * (piece % row_blocks) / row_blocks;
-        const Index end = rows * (piece % row_blocks + 1) / row_blocks;
-        const Index group = piece / row_blocks / group_chunks;
-        const Index in_group = piece / row_blocks % group_chunks * chunk;
-        const Index first = group * b.group_panels() + in_group;
-        const Index panels = std::min(chunk, b.group_panels() - in_group);
-        const Tiles tiles(end - begin);
-        for (Index i = begin; i < end; ++i) c[static_cast<std::size_t>(i - begin)] = c_row(i);
-        for (Index k0 = 0; k0 < std::max<Index>(b.depth, 1); k0 += kBlockDepth) {
-            const Index k1 = std::min(b.depth, k0 + kBlockDepth);
-            a.pack(begin, end, k0, k1, scratch);
-            const Index units = ceil_divide(k1 - k0, Format::kUnit);
-            const Index stride = SourceOfA::kLayout == Layout::kRowMajor ? padded_stride<Format>(k1 - k0)
-                                                                         : units * Format::kUnit;
-            TileCall<Format> call{};
-            call.units = units;
-            call.stride = stride;
-            call.panel_stride = b.panel_size();
-            call.add = add || k0 > 0;
+    for (Index i = begin; i < end; ++i) c[static_cast<std::size_t>(i - begin)] = c_row(i);
+    const Tiles tiles(end - begin);
+    const Index at_once = panels_at_once(tiles.height(0));
+    for (Index k0 = 0; k0 < std::max<Index>(b.depth, 1); k0 += kBlockDepth) {
+        const Index k1 = std::min(b.depth, k0 + kBlockDepth);
+        a.pack(begin, end, k0, k1, scratch);
+        TileCall<Format> call{};
+        call.units = ceil_divide(k1 - k0, Format::kUnit);
+        call.stride = kLayout == Layout::kRowMajor ? padded_stride<Format>(k1 - k0) : call.units * Format::kUnit;
+        call.panel_stride = b.panel_size();
+        call.add = add || k0 > 0;
+        for (Index group = 0; group < b.groups; ++group) {
             // Panels outside, tiles inside: a panel stays in the first cache while all tiles pass by it.
-            const Index at_once = panels_at_once(tiles.height(0));
-            for (Index p = first; p < first + panels; p += at_once) {
-                const Index now = std::min(at_once, first + panels - p);
-                call.b = b.panel(p) + k0 * kWidth<Format>;
-                call.column = b.first_column(p);
+            for (Index p = columns.first; p < columns.last; p += at_once) {
+                const Index now = std::min(at_once, columns.last - p);
+                const Index panel = group * b.group_panels() + p;
+                call.b = b.panel(panel) + k0 * kWidth<Format>;
+                call.column = group * columns.group_stride + (p - columns.first) * kWidth<Format>;
                 call.start = start ? start + call.column : nullptr;
+                const int last_columns = columns.padded ? kWidth<Format> : b.panel_columns(panel + now - 1);
                 for (Index tile = 0; tile < tiles.count; ++tile) {
-                    call.a = scratch + tiles.begin(tile) * stride;
+                    call.a = scratch + tile_offset<Format, kLayout>(tiles, tile, call.stride);
                     call.c = c.data() + tiles.begin(tile);
-                    multiply_tile<Format, SourceOfA::kLayout>(tiles.height(tile), call, now,
-                                                              b.panel_columns(p + now - 1));
+                    multiply_tile<Format, kLayout>(tiles.height(tile), call, now, last_columns);
                 }
             }
         }
+    }
+}
+
+// C = start + A B, or C += A B, with one group of columns: all members of a team call it, each with scratch of its own; `next`
+// begins at zero. c_row(i) is the i-th row of C. Members do not wait for each other at its end.
+template <class Format, class SourceOfA, class RowOfC>
+void multiply(const Member& member, std::atomic<Index>& next, Index rows, const SourceOfA& a, const Panels<Format>& b,
+              RowOfC c_row, bool add, const typename Format::Real* start, typename Format::Packed* scratch) {
+    if (rows <= 0 || b.columns <= 0) return;
+    // A piece is a block of rows times some panels; only where there are few rows are there few panels to a piece, as
+    // each piece packs its rows for itself.
+    const Index members = member.count;
+    Index row_blocks = ceil_divide(rows, kBlockRows);
+    if (row_blocks < 4 * members) row_blocks = std::min(round_up(row_blocks, members), ceil_divide(rows, kLeastRows));
+    const Index chunks = std::min(b.panels(), row_blocks < members ? ceil_divide(2 * members, row_blocks) : 1);
+    for (Index piece = next++; piece < row_blocks * chunks; piece = next++) {
+        const Index block = piece % row_blocks;
+        const Columns columns{b.panels() * (piece / row_blocks) / chunks, b.panels() * (piece / row_blocks + 1) / chunks,
+                              0, false};
+        const Index column = columns.first * kWidth<Format>;
+        multiply_block<Format>(
+            rows * block / row_blocks, rows * (block + 1) / row_blocks, a, b, columns,
+            [&](Index i) { return c_row(i) + column; }, add, start ? start + column : nullptr, scratch);
     }
 }
 

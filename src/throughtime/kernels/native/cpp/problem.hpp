@@ -39,7 +39,7 @@ struct Problem {
     Real* outputs;  // (T, B, P); zero behind a sequence's length
     Real* h_last;   // (B, P)
     Real* c_last;   // (B, H)
-    Real* saved;    // (T, B, S H)
+    Real* saved;    // (T, B, S H); null where nobody needs it and a step has one product
     Real* cells;    // (T, B, H), c(t); null where nobody needs it
 };
 
@@ -62,9 +62,6 @@ struct Gradients {
     Real* peephole;   // (3, H)
     Real* h_first;    // (B, P)
     Real* c_first;    // (B, H)
-    // (T, B, S H) scratch: the gradient of every gate's summed input; then, for a GRU, that of W_n h + b_hn, and with a
-    // projection that of its result, in the first P of H places.
-    Real* products;
 };
 
 inline constexpr bool is_lstm(Cell cell) { return cell == Cell::kLstm || cell == Cell::kLstmProjected; }
@@ -116,6 +113,9 @@ class Schedule {
     bool reverse_;
     std::vector<Index> order_, offsets_, rows_;
 };
+
+// Asks for large pages under memory that nobody has touched yet: faster to get, and to find one's way in.
+void advise_large_pages(const void* memory, Index bytes);
 
 // Memory for the length of one call, on lines of the cache and, where there is much of it, on large pages.
 class Buffers {

@@ -80,7 +80,6 @@ Gradients<Real> gradients_of(const nb::dict& tensors) {
     gradients.peephole = a.at<Real>("d_weight_peephole");
     gradients.h_first = a.at<Real>("d_h_first");
     gradients.c_first = a.at<Real>("d_c_first");
-    gradients.products = a.at<Real>("products");
     return gradients;
 }
 

@@ -90,9 +90,15 @@ class Forward : Pass<Format> {
         middle_ = this->take_operand(middle_stride_);
         h_now_ = buffers_.template take<Real>(problem.batch * p_);
         c_now_ = buffers_.template take<Real>(problem.batch * h_);
-        bias_ = buffers_.template take<Real>(gates_ * h_);
         scratch_ = buffers_.template take<Packed>(threads * kScratchOfA<Format>);
         products_ = buffers_.template take<Real>(threads * products_size<Format>(gates_));
+        // One member alone, where others have the threads, needs no more than all together.
+        const Split split = this->split(Member{0, threads, nullptr});
+        projected_size_ = chunk_rows(split) * gates_ * split.most_panels(of_state_.group_panels()) * kWidth<Format>;
+        projected_ = buffers_.template take<Real>(threads * projected_size_);
+        biases_size_ = gates_ * split.most_panels(of_state_.group_panels()) * kWidth<Format>;
+        biases_ = buffers_.template take<Real>(threads * biases_size_);
+        places_ = buffers_.template take<Index>(threads * (chunk_rows(split) + problem.batch));
     }
 
     void run(const Member& member) {
@@ -104,12 +110,6 @@ class Forward : Pass<Format> {
             for (Index p = next_[2]++; p < of_middle_.panels(); p = next_[2]++)
                 pack_weight_rows(of_middle_, p, problem_.weight_hr);
         if (member.index == 0) begin();
-        member.wait();
-        const auto input = [&](Index i) { return problem_.x + schedule_.place(i) * problem_.inputs; };
-        multiply<Format>(
-            member, next_[3], schedule_.rows(), RowsOfA<Format, decltype(input)>{input}, of_inputs_,
-            [&](Index i) { return problem_.saved + schedule_.place(i) * saved_ * h_; }, false, bias_,
-            scratch_ + member.index * kScratchOfA<Format>);
         member.wait();
         this->with_cell([&]<Cell cell>() { loop<cell>(member); });
     }
@@ -124,11 +124,19 @@ class Forward : Pass<Format> {
     }
 
   private:
+    // What x contributes is computed for some steps at a time, so that it is still in the cache when they come.
+    static Index chunk_rows(const Split& split, Index batch) {
+        const Index rows = split.most_rows(batch);
+        return rows * std::max<Index>(1, kBlockRows / std::max<Index>(1, rows));
+    }
+    Index chunk_rows(const Split& split) const { return chunk_rows(split, problem_.batch); }
+
+    Split split(const Member& member) const {
+        return Split(member, problem_.batch, of_state_.group_panels(),
+                     of_state_.size() * static_cast<Index>(sizeof(Packed)));
+    }
+
     void begin() {
-        for (Index i = 0; i < gates_ * h_; ++i) {
-            bias_[i] = problem_.bias_ih ? problem_.bias_ih[i] : Real(0);
-            if (problem_.bias_hh && !is_gru(problem_.cell)) bias_[i] += problem_.bias_hh[i];
-        }
         for (Index j = 0; j < problem_.batch; ++j) {
             const Index b = schedule_.sequence(j);
             std::copy_n(problem_.h_first + b * p_, p_, h_now_ + j * p_);
@@ -154,20 +162,56 @@ class Forward : Pass<Format> {
         }
     }
 
+    // One member's part of b + U x(t) for some steps: (row, G, width), rows and units being the member's own.
+    struct Projected {
+        Real* values;
+        Real* biases;  // (G, width)
+        Index width;   // of one gate: the member's panels, whole
+        Index first;   // the member's first unit
+        Index* places; // (rows) where x stands
+        Index* own;    // (B) the how manieth of the member's sequences a sequence is
+        Index begin;   // the first row of the present step
+        Index next;    // the first of the next
+        Index end;     // the step up to which there are values
+    };
+
+    void project(const Split& split, const GroupTiles& tiles, Index s, Packed* scratch, Projected& projected) {
+        const Index capacity = chunk_rows(split);
+        Index rows = 0, step = s;
+        for (; step < schedule_.steps() && (step == s || rows + split.most_rows(problem_.batch) <= capacity); ++step)
+            tiles.each_row(schedule_.running(step),
+                           [&](Index j) { projected.places[rows++] = schedule_.place(step, j); });
+        projected.next = 0;
+        projected.end = step;
+        const auto input = [&](Index i) { return problem_.x + projected.places[i] * problem_.inputs; };
+        const RowsOfA<Format, decltype(input)> a{input};
+        const Index panels = of_inputs_.group_panels();
+        const Columns columns{split.first_panel(panels), split.end_panel(panels), projected.width, true};
+        for (Index begin = 0; begin < rows; begin += kBlockRows)
+            multiply_block<Format>(
+                begin, std::min(rows, begin + kBlockRows), a, of_inputs_, columns,
+                [&](Index i) { return projected.values + i * gates_ * projected.width; }, false, projected.biases,
+                scratch);
+    }
+
     template <Cell cell>
     void loop(const Member& member) {
         constexpr bool kTwice = cell == Cell::kLstmProjected || cell == Cell::kGruBefore;
-        const Split split(member, problem_.batch, of_state_.group_panels(),
-                          of_state_.size() * static_cast<Index>(sizeof(Packed)));
+        const Split split = this->split(member);
         const GroupTiles tiles(problem_.batch, split);
         Real* scratch = products_ + member.index * products_size<Format>(gates_);
+        Packed* scratch_of_a = scratch_ + member.index * kScratchOfA<Format>;
+        Projected projected = projected_of(member, split, tiles);
         for (Index s = 0; s < schedule_.steps(); ++s) {
             if (split.takes_part) {
+                if (s == projected.end) project(split, tiles, s, scratch_of_a, projected);
+                projected.begin = projected.next;
+                tiles.each_row(schedule_.running(s), [&](Index) { ++projected.next; });
                 const StepProduct<Format> product{state_operand(s), stride_, &of_state_, 0,
                                                   cell == Cell::kGruBefore ? 2 : gates_, 0, p_};
                 multiply_step(product, split, tiles, schedule_.running(s), scratch,
                               [&](Index j, Index first, int count, const Real* sums, Index width) {
-                                  const auto row = forward_row(s, j, first, count, sums, width);
+                                  const auto row = forward_row(s, j, first, count, sums, width, projected);
                                   step_forward<cell>(row);
                                   if constexpr (kTwice) {
                                       constexpr Index kMiddle = cell == Cell::kGruBefore ? 3 : 4;
@@ -185,7 +229,7 @@ class Forward : Pass<Format> {
                     if (cell == Cell::kGruBefore) product = {middle_, middle_stride_, &of_state_, 2, 1, 0, h_};
                     multiply_step(product, split, tiles, schedule_.running(s), scratch,
                                   [&](Index j, Index first, int count, const Real* sums, Index width) {
-                                      finish_forward<cell>(forward_row(s, j, first, count, sums, width));
+                                      finish_forward<cell>(forward_row(s, j, first, count, sums, width, projected));
                                       pack_state(s + 1, j, first, first + count);
                                   });
                 }
@@ -194,15 +238,43 @@ class Forward : Pass<Format> {
         }
     }
 
-    ForwardRow<Real> forward_row(Index s, Index j, Index first, int count, const Real* product, Index stride) const {
+    Projected projected_of(const Member& member, const Split& split, const GroupTiles& tiles) {
+        const Index panels = of_state_.group_panels();
+        Projected projected{};
+        projected.values = projected_ + member.index * projected_size_;
+        projected.width = (split.end_panel(panels) - split.first_panel(panels)) * kWidth<Format>;
+        projected.first = split.first_panel(panels) * kWidth<Format>;
+        projected.places = places_ + member.index * (chunk_rows(split) + problem_.batch);
+        projected.own = projected.places + chunk_rows(split);
+        if (!split.takes_part) return projected;
+        Index count = 0;
+        tiles.each_row(problem_.batch, [&](Index j) { projected.own[j] = count++; });
+        projected.biases = biases_ + member.index * biases_size_;
+        for (Index gate = 0; gate < gates_; ++gate) {
+            for (Index i = 0; i < projected.width; ++i) {
+                const Index u = projected.first + i;
+                Real bias = 0;
+                if (problem_.bias_ih && u < h_) bias = problem_.bias_ih[gate * h_ + u];
+                if (problem_.bias_hh && u < h_ && !is_gru(problem_.cell)) bias += problem_.bias_hh[gate * h_ + u];
+                projected.biases[gate * projected.width + i] = bias;
+            }
+        }
+        return projected;
+    }
+
+    ForwardRow<Real> forward_row(Index s, Index j, Index first, int count, const Real* product, Index stride,
+                                 const Projected& projected) const {
         const Index place = schedule_.place(s, j);
         ForwardRow<Real> row;
         row.units = h_;
         row.first = first;
         row.count = count;
+        row.inputs = projected.values + (projected.begin + projected.own[j]) * gates_ * projected.width +
+                     (first - projected.first);
+        row.inputs_stride = projected.width;
         row.product = product;
         row.product_stride = stride;
-        row.saved = problem_.saved + place * saved_ * h_;
+        row.saved = problem_.saved ? problem_.saved + place * saved_ * h_ : nullptr;
         row.bias_hh = problem_.bias_hh;
         row.peephole = problem_.peephole;
         row.mask = mask_of(j);
@@ -222,10 +294,13 @@ class Forward : Pass<Format> {
     Packed* middle_;                 // (B, middle stride): o ⊙ tanh c, or r ⊙ h
     Real* h_now_;                    // (B, P), sorted
     Real* c_now_;                    // (B, H), sorted
-    Real* bias_;                     // (G H)
+    Real* biases_;                   // for each thread
     Packed* scratch_;                // for each thread
     Real* products_;                 // for each thread
-    std::array<std::atomic<Index>, 4> next_{};
+    Real* projected_;                // for each thread
+    Index projected_size_, biases_size_;
+    Index* places_;                  // for each thread
+    std::array<std::atomic<Index>, 3> next_{};
 };
 
 template <class Format>
@@ -240,14 +315,16 @@ class Backward : Pass<Format> {
 
     Backward(const Problem<Real>& problem, const Gradients<Real>& gradients, int threads)
         : Base(problem), gradients_(gradients) {
+        chunk_steps_ = std::max<Index>(1, kBlockDepth / std::max<Index>(1, problem.batch));
         of_state_ = {gates_ * h_, 1, p_};
         of_inputs_ = {gates_ * h_, 1, problem.inputs};
         of_middle_ = {p_, 1, h_};
         of_state_.data = buffers_.template take<Packed>(of_state_.size());
         if (gradients.x) of_inputs_.data = buffers_.template take<Packed>(of_inputs_.size());
         if (problem.weight_hr) of_middle_.data = buffers_.template take<Packed>(of_middle_.size());
-        slab_size_ = Panels<Format>{kBlockDepth, 1, std::max({problem.inputs, p_, h_})}.size();
-        for (auto& slab : slabs_) slab = buffers_.template take<Packed>(3 * slab_size_);
+        const Index rows = chunk_steps_ * problem.batch;
+        slab_size_ = Panels<Format>{rows, 1, std::max({problem.inputs, p_, h_})}.size();
+        slab_ = buffers_.template take<Packed>(3 * slab_size_);
         stride_ = padded_stride<Format>(round_up(gates_ * h_, Format::kUnit));
         middle_stride_ = padded_stride<Format>(round_up(std::max(h_, p_), Format::kUnit));
         // Rows that do not run yet share a tile with rows that do: their operands are zero.
@@ -255,9 +332,10 @@ class Backward : Pass<Format> {
         for (auto& middle : middles_) middle = this->take_operand(middle_stride_);
         d_h_ = buffers_.template take<Real>(problem.batch * p_);
         d_c_ = buffers_.template take<Real>(problem.batch * h_);
+        d_sums_ = buffers_.template take<Real>(rows * saved_ * h_);
         products_ = buffers_.template take<Real>(threads * products_size<Format>(1));
         scratch_ = buffers_.template take<Packed>(threads * kScratchOfA<Format>);
-        next_ = std::make_unique<std::atomic<Index>[]>(static_cast<std::size_t>(kFixed + kPerSlab * slabs()));
+        next_ = std::make_unique<std::atomic<Index>[]>(static_cast<std::size_t>(kFixed + kPerChunk * chunks()));
     }
 
     void run(const Member& member) {
@@ -271,11 +349,7 @@ class Backward : Pass<Format> {
                 pack_rows(of_middle_, p, [&](Index k) { return problem_.weight_hr + k * h_; });
         if (member.index == 0) begin();
         member.wait();
-        this->with_cell([&]<Cell cell>() { loop<cell>(member); });
-        member.wait();
-        if (gradients_.x) inputs(member);
-        weights(member);
-        sums();
+        this->with_cell([&]<Cell cell>() { chunks_of<cell>(member); });
     }
 
     // To be called when all members have returned.
@@ -288,13 +362,25 @@ class Backward : Pass<Format> {
     }
 
   private:
-    // Counters of pieces: for the whole pass, and for each slab of rows.
-    static constexpr Index kFixed = 6;
-    static constexpr Index kPerSlab = 5;
+    // Counters of pieces: for the whole pass, and for each chunk of steps.
+    static constexpr Index kFixed = 3;
+    static constexpr Index kPerChunk = 8;
 
-    Index slabs() const { return ceil_divide(schedule_.rows(), kBlockDepth); }
+    Index chunks() const { return ceil_divide(schedule_.steps(), chunk_steps_); }
 
     void begin() {
+        const auto zero = [](Real* to, Index count) {
+            if (to) std::fill_n(to, count, Real(0));
+        };
+        // The other sums are written by the first chunk; these are added to.
+        zero(gradients_.bias_ih, gates_ * h_);
+        zero(gradients_.bias_hh, gates_ * h_);
+        zero(gradients_.peephole, 3 * h_);
+        if (!schedule_.rows()) {
+            zero(gradients_.weight_ih, gates_ * h_ * problem_.inputs);
+            zero(gradients_.weight_hh, gates_ * h_ * p_);
+            zero(gradients_.weight_hr, p_ * h_);
+        }
         const auto from = [&](const Real* gradient, Index j, Index size, Real* to) {
             if (gradient) {
                 std::copy_n(gradient + schedule_.sequence(j) * size, size, to + j * size);
@@ -316,12 +402,40 @@ class Backward : Pass<Format> {
 
     // -- the time loop ------------------------------------------------------------------------------------------------
 
+    // Some steps at a time, from the last to the first; what the sums over steps want of them while it is in the cache.
     template <Cell cell>
-    void loop(const Member& member) {
-        constexpr bool kTwice = cell == Cell::kLstmProjected || cell == Cell::kGruBefore;
+    void chunks_of(const Member& member) {
         const Split split(member, problem_.batch, of_state_.panels(),
                           of_state_.size() * static_cast<Index>(sizeof(Packed)));
+        for (Index chunk = chunks() - 1; chunk >= 0; --chunk) {
+            const Index first = chunk * chunk_steps_;
+            const Index end = std::min(schedule_.steps(), first + chunk_steps_);
+            loop<cell>(member, split, first, end);
+            std::atomic<Index>* next = next_.get() + kFixed + kPerChunk * chunk;
+            const Chunk rows{first, schedule_.begin(first), schedule_.begin(end), next, chunk == chunks() - 1};
+            pack_slab(rows);
+            member.wait();
+            if (gradients_.x) inputs(member, rows);
+            weights(member, rows);
+            sums(rows);
+            member.wait();
+        }
+    }
+
+    // Rows [begin, end), which are those of some steps.
+    struct Chunk {
+        Index step;  // of the first row
+        Index begin;
+        Index end;
+        std::atomic<Index>* next;  // kPerChunk counters of pieces
+        bool first;                // nothing has been summed yet
+    };
+
+    template <Cell cell>
+    void loop(const Member& member, const Split& split, Index first_step, Index end_step) {
+        constexpr bool kTwice = cell == Cell::kLstmProjected || cell == Cell::kGruBefore;
         const GroupTiles tiles(problem_.batch, split);
+        const Index chunk_begin = schedule_.begin(first_step);
         const Panels<Format> units{h_, 1, h_};
         const auto begin = [&](const Panels<Format>& b) {
             return std::min(b.columns, split.first_panel(b.group_panels()) * kWidth<Format>);
@@ -330,7 +444,7 @@ class Backward : Pass<Format> {
             return std::min(b.columns, split.end_panel(b.group_panels()) * kWidth<Format>);
         };
         Real* scratch = products_ + member.index * products_size<Format>(1);
-        for (Index s = schedule_.steps() - 1; s >= 0; --s) {
+        for (Index s = end_step - 1; s >= first_step; --s) {
             const Index running = schedule_.running(s);
             Packed* operand = operands_[static_cast<std::size_t>(s % 2)];
             Packed* middle = middles_[static_cast<std::size_t>(s % 2)];
@@ -338,7 +452,7 @@ class Backward : Pass<Format> {
                 // Of the units of h, which a projected LSTM has P of.
                 const Panels<Format>& of_h = cell == Cell::kLstmProjected ? of_state_ : units;
                 tiles.each_row(running, [&](Index j) {
-                    auto row = backward_row<cell>(s, j, begin(of_h), end(of_h));
+                    auto row = backward_row<cell>(s, j, begin(of_h), end(of_h), chunk_begin);
                     step_backward<cell>(row);
                     if constexpr (kTwice) {
                         constexpr Index kMiddle = cell == Cell::kGruBefore ? 2 : 4;
@@ -355,7 +469,7 @@ class Backward : Pass<Format> {
                     if (cell == Cell::kGruBefore) product = {middle, middle_stride_, &of_state_, 0, 1, 2 * h_, h_};
                     multiply_step(product, split, tiles, running, scratch,
                                   [&](Index j, Index first, int count, const Real* sums, Index) {
-                                      auto row = backward_row<cell>(s, j, first, first + count);
+                                      auto row = backward_row<cell>(s, j, first, first + count, chunk_begin);
                                       row.product = sums;
                                       finish_backward<cell>(row);
                                       leave<cell>(s, j, row, operand);
@@ -374,7 +488,7 @@ class Backward : Pass<Format> {
     }
 
     template <Cell cell>
-    BackwardRow<Real> backward_row(Index s, Index j, Index first, Index end) const {
+    BackwardRow<Real> backward_row(Index s, Index j, Index first, Index end, Index chunk_begin) const {
         const Index place = schedule_.place(s, j);
         BackwardRow<Real> row;
         row.units = h_;
@@ -393,7 +507,7 @@ class Backward : Pass<Format> {
         row.product = nullptr;
         row.d_h = d_h_ + j * p_;
         row.d_c = d_c_ + j * h_;
-        row.products = gradients_.products + place * saved_ * h_;
+        row.products = d_sums_ + (schedule_.begin(s) + j - chunk_begin) * saved_ * h_;
         return row;
     }
 
@@ -421,103 +535,95 @@ class Backward : Pass<Format> {
         }
     }
 
-    // -- after the loop -----------------------------------------------------------------------------------------------
+    // -- the sums over steps -----------------------------------------------------------------------------------------------
 
-    const Real* products_at(Index row) const { return gradients_.products + schedule_.place(row) * saved_ * h_; }
+    // da of a chunk's k-th row.
+    const Real* d_sums_at(Index k) const { return d_sums_ + k * saved_ * h_; }
 
     // dx = da U
-    void inputs(const Member& member) {
-        const auto row = [&](Index i) { return products_at(i); };
+    void inputs(const Member& member, const Chunk& rows) {
+        const auto row = [&](Index k) { return d_sums_at(k); };
         multiply<Format>(
-            member, next_[3], schedule_.rows(), RowsOfA<Format, decltype(row)>{row}, of_inputs_,
-            [&](Index i) { return gradients_.x + schedule_.place(i) * problem_.inputs; }, false, nullptr,
+            member, rows.next[0], rows.end - rows.begin, RowsOfA<Format, decltype(row)>{row}, of_inputs_,
+            [&](Index k) { return gradients_.x + schedule_.place(rows.begin + k) * problem_.inputs; }, false, nullptr,
             scratch_ + member.index * kScratchOfA<Format>);
     }
 
-    // One sum over all steps: rows [first, first + count) of a weight's gradient, Σ da ⊗ what the weight was applied to.
-    struct WeightSum {
-        Real* to;       // (count, columns)
-        Index first;    // column of da
-        Index count;
-        int operand;    // which slab of operands: 0 of x, 1 of h(t-1), 2 of the middle of a step with two products
-    };
+    // What da is multiplied with: x, h(t-1), or the middle of a step with two products.
+    enum Operand { kOfInputs, kOfState, kOfMiddle };
 
-    // dU = Σ da xᵀ, dW = Σ da h(t-1)ᵀ and their kin: the sum over all steps in slabs, which all members pack together.
-    void weights(const Member& member) {
-        std::array<WeightSum, 4> sums;
-        std::size_t count = 0;
-        std::array<bool, 3> used{};
-        const auto want = [&](Real* to, Index first, Index rows, int operand) {
-            if (!to) return;
-            sums[count++] = {to, first, rows, operand};
-            used[static_cast<std::size_t>(operand)] = true;
-        };
-        Real* of_hh = gradients_.weight_hh;
-        want(gradients_.weight_ih, 0, gates_ * h_, 0);
-        if (is_gru(problem_.cell)) {
-            const bool before = problem_.cell == Cell::kGruBefore;
-            want(of_hh, 0, 2 * h_, 1);
-            want(of_hh ? of_hh + 2 * h_ * p_ : nullptr, (before ? 2 : 3) * h_, h_, before ? 2 : 1);
-        } else {
-            want(of_hh, 0, gates_ * h_, 1);
-        }
-        if (problem_.weight_hr) want(gradients_.weight_hr, 4 * h_, p_, 2);
+    Panels<Format> slab_of(const Chunk& rows, Operand operand) const {
         const std::array<Index, 3> columns{problem_.inputs, p_, h_};
-        if (!schedule_.rows()) {
-            if (member.index == 0)
-                for (std::size_t i = 0; i < count; ++i)
-                    std::fill_n(sums[i].to, sums[i].count * columns[static_cast<std::size_t>(sums[i].operand)], Real(0));
-            return;
-        }
-        Packed* scratch = scratch_ + member.index * kScratchOfA<Format>;
-        Index s = 0;
-        for (Index slab = 0; slab < slabs(); ++slab) {
-            const Index begin = slab * kBlockDepth;
-            std::atomic<Index>* next = next_.get() + kFixed + kPerSlab * slab;
-            while (schedule_.begin(s + 1) <= begin) ++s;
-            std::array<Panels<Format>, 3> operands;
-            for (std::size_t i = 0; i < 3; ++i)
-                operands[i] = {std::min(kBlockDepth, schedule_.rows() - begin), 1, used[i] ? columns[i] : 0,
-                               slabs_[static_cast<std::size_t>(slab % 2)] + static_cast<Index>(i) * slab_size_};
-            pack_slab(operands, begin, s, next[0]);
-            member.wait();
-            for (std::size_t i = 0; i < count; ++i) {
-                const WeightSum& sum = sums[i];
-                const auto row = [&](Index k) { return products_at(begin + k) + sum.first; };
-                const Panels<Format>& b = operands[static_cast<std::size_t>(sum.operand)];
-                multiply<Format>(
-                    member, next[1 + i], sum.count, ColumnsOfA<Format, decltype(row)>{row}, b,
-                    [&](Index r) { return sum.to + r * b.columns; }, slab > 0, nullptr, scratch);
-            }
+        return {rows.end - rows.begin, 1, columns[operand], slab_ + operand * slab_size_};
+    }
+
+    // dU = Σ da xᵀ, dW = Σ da h(t-1)ᵀ and their kin.
+    void weights(const Member& member, const Chunk& rows) {
+        int counter = 1;
+        // Rows of a weight's gradient: from column `first` of da on.
+        const auto add = [&](Real* to, Index first, Index count, Operand operand) {
+            std::atomic<Index>& next = rows.next[counter++];
+            if (!to) return;
+            const Panels<Format> b = slab_of(rows, operand);
+            const auto row = [&](Index k) { return d_sums_at(k) + first; };
+            multiply<Format>(
+                member, next, count, ColumnsOfA<Format, decltype(row)>{row}, b,
+                [&](Index r) { return to + r * b.columns; }, !rows.first, nullptr,
+                scratch_ + member.index * kScratchOfA<Format>);
+        };
+        Real* of_state = gradients_.weight_hh;
+        Real* of_candidate = of_state ? of_state + 2 * h_ * p_ : nullptr;
+        add(gradients_.weight_ih, 0, gates_ * h_, kOfInputs);
+        switch (problem_.cell) {
+            case Cell::kGru:
+                add(of_state, 0, 2 * h_, kOfState);
+                add(of_candidate, 3 * h_, h_, kOfState);
+                break;
+            case Cell::kGruBefore:
+                add(of_state, 0, 2 * h_, kOfState);
+                add(of_candidate, 2 * h_, h_, kOfMiddle);
+                break;
+            case Cell::kLstmProjected:
+                add(of_state, 0, gates_ * h_, kOfState);
+                add(gradients_.weight_hr, 4 * h_, p_, kOfMiddle);
+                break;
+            default: add(of_state, 0, gates_ * h_, kOfState);
         }
     }
 
-    // The member's share of the panels of a slab that begins at row `begin`, of step s.
-    void pack_slab(const std::array<Panels<Format>, 3>& operands, Index begin, Index s, std::atomic<Index>& next) const {
-        const Index of_x = operands[0].panels(), of_h = operands[1].panels(), of_middle = operands[2].panels();
-        for (Index p = next++; p < of_x + of_h + of_middle; p = next++) {
-            if (p < of_x) {
-                pack_rows(operands[0], p,
-                          [&](Index k) { return problem_.x + schedule_.place(begin + k) * problem_.inputs; });
-            } else if (p < of_x + of_h) {
-                pack_states(operands[1], p - of_x, begin, s);
+    // The member's share of the panels that the chunk's weight gradients are made with.
+    void pack_slab(const Chunk& rows) const {
+        const bool middle = problem_.cell == Cell::kGruBefore || problem_.cell == Cell::kLstmProjected;
+        const std::array<Panels<Format>, 3> slabs{slab_of(rows, kOfInputs), slab_of(rows, kOfState),
+                                                  slab_of(rows, kOfMiddle)};
+        const Index of_inputs = gradients_.weight_ih ? slabs[0].panels() : 0;
+        const Index of_state = gradients_.weight_hh ? slabs[1].panels() : 0;
+        const Index of_middle = middle ? slabs[2].panels() : 0;
+        std::atomic<Index>& next = rows.next[4];
+        for (Index p = next++; p < of_inputs + of_state + of_middle; p = next++) {
+            if (p < of_inputs) {
+                pack_rows(slabs[0], p,
+                          [&](Index k) { return problem_.x + schedule_.place(rows.begin + k) * problem_.inputs; });
+            } else if (p < of_inputs + of_state) {
+                pack_states(slabs[1], p - of_inputs, rows);
             } else {
                 const Index slot = problem_.cell == Cell::kGruBefore ? 3 : 4;
-                pack_rows(operands[2], p - of_x - of_h, [&](Index k) {
-                    return problem_.saved + (schedule_.place(begin + k) * saved_ + slot) * h_;
+                pack_rows(slabs[2], p - of_inputs - of_state, [&](Index k) {
+                    return problem_.saved + (schedule_.place(rows.begin + k) * saved_ + slot) * h_;
                 });
             }
         }
     }
 
-    // Panel p of the states before rows [begin, begin + depth), masked as the product saw them.
-    void pack_states(const Panels<Format>& b, Index p, Index begin, Index s) const {
+    // Panel p of the states before a chunk's rows, masked as the product saw them.
+    void pack_states(const Panels<Format>& b, Index p, const Chunk& rows) const {
         const Index first = b.first_column(p);
         const int columns = b.panel_columns(p);
         std::array<Real, static_cast<std::size_t>(kWidth<Format>)> masked;
+        Index s = rows.step;
         pack_rows(b, p, [&](Index k) -> const Real* {
-            while (schedule_.begin(s + 1) <= begin + k) ++s;
-            const Index place = schedule_.place(begin + k);
+            while (schedule_.begin(s + 1) <= rows.begin + k) ++s;
+            const Index place = schedule_.place(rows.begin + k);
             const Real* state = before(problem_.outputs, problem_.h_first, s, place, p_);
             if (!state || !problem_.mask) return state;
             const Real* mask = problem_.mask + place % problem_.batch * p_;
@@ -528,70 +634,85 @@ class Backward : Pass<Format> {
     }
 
     // db = Σ da, and the peepholes' gradients: each column by one member, over the rows in one order.
-    void sums() {
-        constexpr int kChunk = 2 * kLanes<Real>;
+    void sums(const Chunk& rows) const {
+        constexpr int kColumns = 2 * kLanes<Real>;
         const Index width = std::min<Index>(saved_, 4) * h_;
         if (gradients_.bias_ih || gradients_.bias_hh) {
-            for (Index first = kChunk * next_[4]++; first < width; first = kChunk * next_[4]++) {
-                const int count = static_cast<int>(std::min<Index>(kChunk, width - first));
+            for (Index first = kColumns * rows.next[5]++; first < width; first = kColumns * rows.next[5]++) {
+                const int count = static_cast<int>(std::min<Index>(kColumns, width - first));
                 Vector<Real> total[2] = {};
-                for (Index row = 0; row < schedule_.rows(); ++row) {
-                    const Real* from = products_at(row) + first;
+                for (Index k = 0; k < rows.end - rows.begin; ++k) {
+                    const Real* from = d_sums_at(k) + first;
                     total[0] += load(from, count);
                     if (count > kLanes<Real>) total[1] += load(from + kLanes<Real>, count - kLanes<Real>);
                 }
-                for (int i = 0; i < count; ++i) put_bias(first + i, total[i / kLanes<Real>][i % kLanes<Real>]);
+                for (int i = 0; i < count; ++i) add_bias(first + i, total[i / kLanes<Real>][i % kLanes<Real>]);
             }
         }
         if (gradients_.peephole)
-            for (Index u = next_[5]++; u < h_; u = next_[5]++) peephole_sums(u);
+            for (Index u = rows.next[6]++; u < h_; u = rows.next[6]++) peephole_sums(rows, u);
     }
 
-    void put_bias(Index column, Real value) const {
-        if (problem_.cell == Cell::kGru) {
-            if (column < 3 * h_ && gradients_.bias_ih) gradients_.bias_ih[column] = value;
-            if (column < 2 * h_ && gradients_.bias_hh) gradients_.bias_hh[column] = value;
-            if (column >= 3 * h_ && gradients_.bias_hh) gradients_.bias_hh[column - h_] = value;
-        } else if (column < gates_ * h_) {
-            if (gradients_.bias_ih) gradients_.bias_ih[column] = value;
-            if (gradients_.bias_hh) gradients_.bias_hh[column] = value;
+    void add_bias(Index column, Real value) const {
+        const auto add = [&](Real* to, Index at) {
+            if (to) to[at] += value;
+        };
+        if (problem_.cell != Cell::kGru) {
+            if (column >= gates_ * h_) return;
+            add(gradients_.bias_ih, column);
+            add(gradients_.bias_hh, column);
+        } else {
+            if (column < 3 * h_) add(gradients_.bias_ih, column);
+            if (column < 2 * h_) add(gradients_.bias_hh, column);
+            if (column >= 3 * h_) add(gradients_.bias_hh, column - h_);
         }
     }
 
-    void peephole_sums(Index u) const {
+    void peephole_sums(const Chunk& rows, Index u) const {
         Real of_i = 0, of_f = 0, of_o = 0;
-        Index s = 0;
-        for (Index row = 0; row < schedule_.rows(); ++row) {
+        Index s = rows.step;
+        for (Index row = rows.begin; row < rows.end; ++row) {
             while (schedule_.begin(s + 1) <= row) ++s;
             const Index place = schedule_.place(row);
             const Real* c_before = before(problem_.cells, problem_.c_first, s, place, h_);
             const Real c_old = c_before ? c_before[u] : Real(0);
             const Real* gates = problem_.saved + place * saved_ * h_;
-            const Real* products = products_at(row);
-            of_i += products[u] * c_old;
-            of_f += products[h_ + u] * c_old;
-            of_o += products[3 * h_ + u] * (gates[h_ + u] * c_old + gates[u] * gates[2 * h_ + u]);
+            const Real* d_sums = d_sums_at(row - rows.begin);
+            of_i += d_sums[u] * c_old;
+            of_f += d_sums[h_ + u] * c_old;
+            of_o += d_sums[3 * h_ + u] * (gates[h_ + u] * c_old + gates[u] * gates[2 * h_ + u]);
         }
-        gradients_.peephole[u] = of_i;
-        gradients_.peephole[h_ + u] = of_f;
-        gradients_.peephole[2 * h_ + u] = of_o;
+        gradients_.peephole[u] += of_i;
+        gradients_.peephole[h_ + u] += of_f;
+        gradients_.peephole[2 * h_ + u] += of_o;
     }
 
     const Gradients<Real>& gradients_;
-    Index slab_size_, stride_, middle_stride_;
+    Index chunk_steps_, slab_size_, stride_, middle_stride_;
     Panels<Format> of_state_, of_inputs_, of_middle_;
-    std::array<Packed*, 2> slabs_;     // panels of x, of h(t-1) and of a step's middle for a slab of rows, in turn
+    Packed* slab_;                     // panels of x, of h(t-1) and of a step's middle for the rows of a chunk
     std::array<Packed*, 2> operands_;  // (B, stride): da(t), in turn
     std::array<Packed*, 2> middles_;   // (B, middle stride): the operand of the other product, in turn
     Real* d_h_;        // (B, P), sorted
     Real* d_c_;        // (B, H), sorted
+    Real* d_sums_;     // (row of a chunk, S H): da, the gradients of the summed inputs
     Real* products_;   // for each thread
     Packed* scratch_;  // for each thread
     std::unique_ptr<std::atomic<Index>[]> next_;
 };
 
+// For a tensor of T · B rows that is written first here.
+template <class Real>
+void advise_rows(const Problem<Real>& problem, const Real* rows, Index width) {
+    const Index count = problem.steps * problem.batch * width;
+    if (rows) advise_large_pages(rows, count * static_cast<Index>(sizeof(Real)));
+}
+
 template <class Format>
 void run_forward(const Problem<typename Format::Real>& problem, int threads) {
+    advise_rows(problem, problem.saved, saved_of(problem.cell) * problem.units);
+    advise_rows(problem, problem.outputs, problem.state);
+    advise_rows(problem, problem.cells, problem.units);
     Forward<Format> forward(problem, threads);
     run_together(threads, [&](const Member& member) { forward.run(member); });
     forward.finish();
@@ -600,6 +721,7 @@ void run_forward(const Problem<typename Format::Real>& problem, int threads) {
 template <class Format>
 void run_backward(const Problem<typename Format::Real>& problem, const Gradients<typename Format::Real>& gradients,
                   int threads) {
+    advise_rows(problem, gradients.x, problem.inputs);
     Backward<Format> backward(problem, gradients, threads);
     run_together(threads, [&](const Member& member) { backward.run(member); });
     backward.finish();

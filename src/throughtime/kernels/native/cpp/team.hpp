@@ -20,6 +20,10 @@ struct Split {
         takes_part = row_group < row_groups;
     }
 
+    // The most rows of a step, or panels of a group, that one member has.
+    Index most_rows(Index batch) const { return ceil_divide(Tiles(batch, row_groups).count, row_groups) * kTileRows; }
+    Index most_panels(Index panels) const { return ceil_divide(panels, unit_groups); }
+
     bool together() const { return unit_groups > 1; }
     Index first_panel(Index panels) const { return panels * unit_group / unit_groups; }
     Index end_panel(Index panels) const { return panels * (unit_group + 1) / unit_groups; }
@@ -30,7 +34,8 @@ struct Split {
 
 // One group's tiles of the sorted sequences: every `row_groups`-th, as the first ones run longest.
 struct GroupTiles {
-    GroupTiles(Index batch, const Split& split) : all(batch), first(split.row_group), step(split.row_groups) {}
+    GroupTiles(Index batch, const Split& split)
+        : all(batch, split.row_groups), first(split.row_group), step(split.row_groups) {}
     Tiles all;
     Index first, step;
 

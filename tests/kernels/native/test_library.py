@@ -71,7 +71,8 @@ def test_what_the_processor_runs_agrees_with_the_system() -> None:
         pytest.skip("the system's list is read from /proc/cpuinfo")
     with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
         listed = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())
-    needed = {"v4_bf16": "avx512_bf16", "v4": "avx512vl", "v3": "avx2", "v2": "sse4_2", "neon": "asimd"}
+    needed = {"v4_bf16": "avx512_bf16", "v4_vnni": "avx512_vnni", "v4": "avx512vl", "v3": "avx2", "v2": "sse4_2"}
+    needed["neon"] = "asimd"
     assert set(library.available_isas()) <= {isa for isa in library.ISAS if needed[isa] in listed}
 
 
@@ -125,7 +126,7 @@ def test_switched_off(installation: Installation, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ("v5", "native engine: the instruction set must be one of v4_bf16, v4, v3, v2, neon, got 'v5'"),
+        ("v5", "native engine: the instruction set must be one of v4_bf16, v4_vnni, v4, v3, v2, neon, got 'v5'"),
         ("v2", "native engine: v2 was asked for, v4, v3 is built; reinstall throughtime to build all"),
         ("v4", "native engine: v4 was asked for, this processor runs v3"),
     ],

@@ -14,8 +14,8 @@ from types import ModuleType
 
 from throughtime.errors import EngineError
 
-# Fastest first. The levels are those of the x86-64 psABI; v4_bf16 is v4 with AVX512-BF16 and AVX512-VNNI.
-ISAS = ("v4_bf16", "v4", "v3", "v2", "neon")
+# Fastest first. The levels are those of the x86-64 psABI; v4_vnni is v4 with AVX512-VNNI, v4_bf16 has AVX512-BF16 too.
+ISAS = ("v4_bf16", "v4_vnni", "v4", "v3", "v2", "neon")
 
 _VARIABLE = "THROUGHTIME_ISA"
 

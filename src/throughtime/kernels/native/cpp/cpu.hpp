@@ -32,9 +32,11 @@ inline std::vector<std::string> supported_isas() {
     const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-    const bool v4_bf16 = v4 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    const bool v4_vnni = v4 && __builtin_cpu_supports("avx512vnni");
+    const bool v4_bf16 = v4_vnni && __builtin_cpu_supports("avx512bf16");
     std::vector<std::string> names;
     if (v4_bf16) names.emplace_back("v4_bf16");
+    if (v4_vnni) names.emplace_back("v4_vnni");
     if (v4) names.emplace_back("v4");
     if (v3) names.emplace_back("v3");
     if (v2) names.emplace_back("v2");

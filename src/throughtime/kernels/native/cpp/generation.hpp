@@ -83,6 +83,8 @@ class Stepper {
 
 // Fewer bytes of weights than this for each thread, and it costs more to wake it than it saves.
 inline constexpr Index kThreadBytes = Index{384} << 10;
+// So few rows wait for the weights, and not the weights for them.
+inline constexpr Index kFewRows = 8;
 // A prompt is read in blocks of about so many rows, steps times sequences: what the inputs contribute is one product.
 inline constexpr Index kReadRows = 32;
 // A table of what each token contributes to the first layer is made up to this size; beyond, making it takes longer

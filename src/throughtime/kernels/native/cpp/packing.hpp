@@ -1,6 +1,7 @@
 // A model's weights in the order in which a step reads them.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "generation.hpp"
@@ -25,9 +26,29 @@ struct PackedLayer {
     Index width() const { return padded(units); }
     Index panel_units(Index p) const { return h.blocks_of(p) * kBlock; }
     Index first_unit(Index p) const { return h.first_block(p) * kBlock; }
-    // Values for each unit in the scratch of a step: its summed inputs, which become what a backward pass would need.
-    Index scratch() const { return saved_of(cell) * width(); }
-    Index scratch_place(Index p) const { return saved_of(cell) * first_unit(p); }
+};
+
+// Memory in few large pieces: small matrices then share large pages, which no two of them could have for themselves.
+class Arena {
+  public:
+    template <class Element>
+    Element* take(Index count) {
+        const Index bytes = round_up(count * static_cast<Index>(sizeof(Element)), 64);
+        if (end_ - at_ < bytes) {
+            const Index size = std::max(bytes, kPiece);
+            at_ = memory_.take<char>(size);
+            end_ = at_ + size;
+        }
+        char* taken = at_;
+        at_ += bytes;
+        return reinterpret_cast<Element*>(taken);
+    }
+
+  private:
+    static constexpr Index kPiece = Index{2} << 20;
+    Buffers memory_;
+    char* at_ = nullptr;
+    char* end_ = nullptr;
 };
 
 template <class Storage>
@@ -129,7 +150,7 @@ class PackedModelOf : public PackedModel {
     // In full precision, whatever the weights are stored in: it is read, not multiplied.
     void make_table(const ModelSource& source, int threads) {
         const LayerSource& layer = source.layers.front();
-        Buffers scratch;
+        Arena scratch;
         PackedMatrix<StoredSingle> x;
         x.depth = layer.inputs;
         x.groups = gates_of(layer.cell);
@@ -145,7 +166,7 @@ class PackedModelOf : public PackedModel {
         });
     }
 
-    Buffers memory_;
+    Arena memory_;
     Index bytes_ = 0;
 };
 

@@ -52,7 +52,7 @@ class StepperOf : public Stepper {
                 advance(member, tokens + t * rows, now, t);
                 member.wait();
             }
-            read_out(member, last_, steps);
+            read_out(member, last_);
         });
         turn_ += steps;
         has_logits_ = true;
@@ -102,7 +102,7 @@ class StepperOf : public Stepper {
                 if (i > 0 || chunk.first) {
                     look_up(member, fed, 1);
                     advance(member, fed, 1, i);
-                    read_out(member, 0, i);
+                    read_out(member, 0);
                     member.wait();
                 }
                 for (Index b = member.index; b < rows; b += member.count) choose(chunk, i, b, thread(member).chooser);
@@ -159,17 +159,19 @@ class StepperOf : public Stepper {
     struct State {
         State(const PackedModelOf<Storage>& model, Index rows_)
             : rows(rows_), block(std::max<Index>(1, kReadRows / std::max<Index>(1, rows_))) {
-            Index most = 0;
+            Index most = 0, widest = 0;
             for (const PackedLayer<Storage>& layer : model.layers) {
                 const Index width = layer.width();
+                widest = std::max(widest, layer.h.width());
                 const bool sums = model.residual && !layers.empty();
                 const auto take = [&](Index count) { return zeros(count * width); };
                 layers.push_back({take(rows), take(rows), take(rows), take(block * rows),
                                   sums ? take(block * rows) : nullptr});
-                most = std::max(most, layer.scratch());
+                if (!layer.from_table) most = std::max(most, layer.h.width());
             }
             if (!model.layers.front().from_table) inputs = zeros(block * rows * padded(model.layers.front().inputs));
             scratch = zeros(block * rows * most);
+            product = zeros(std::min(rows, kFewRows) * widest);
             if (!model.vocabulary) return;
             logits = zeros(rows * model.readout.width());
             tokens = memory.template take<std::int64_t>(rows);
@@ -191,7 +193,8 @@ class StepperOf : public Stepper {
         Index rows, block;
         std::vector<LayerRows> layers;
         float* inputs = nullptr;   // (S, B, I padded)
-        float* scratch = nullptr;  // (S, B, the most of any layer) what the inputs contribute
+        float* scratch = nullptr;  // (S, B, G H padded, the most of any layer) what the inputs contribute
+        float* product = nullptr;  // (B, G H padded) W_hh h, of few rows
         float* logits = nullptr;   // (B, V padded)
         std::int64_t* tokens = nullptr;  // (B) fed next
     };
@@ -259,30 +262,32 @@ class StepperOf : public Stepper {
         }
     }
 
-    // A member's panels, in one order at even steps and in the other at odd ones: what was read last is still near.
+    // A member's panels, first to last or, with `back`, last to first.
     template <class Visit>
-    static void each_panel(const Member& member, Index panels, Index turn, Visit visit) {
+    static void each_panel(const Member& member, Index panels, bool back, Visit visit) {
         const Index first = panels * member.index / member.count;
         const Index end = panels * (member.index + 1) / member.count;
-        for (Index i = first; i < end; ++i) visit(turn % 2 ? first + end - 1 - i : i);
+        for (Index i = first; i < end; ++i) visit(back ? first + end - 1 - i : i);
     }
 
     // All layers over a block of steps. Members must have waited for each other before the next block.
     void advance(const Member& member, const std::int64_t* tokens, Index steps, Index turn) {
         for (std::size_t l = 0; l < model_.layers.size(); ++l) {
             const PackedLayer<Storage>& layer = model_.layers[l];
-            if (layer.from_table) {
-                contribute_from_table(member, layer, tokens, steps);
-            } else {
-                const float* from = l ? state_->layers[l - 1].results() : state_->inputs;
-                contribute(member, layer, from, steps, turn_ + turn);
-            }
+            // Weights are read in one direction at even steps and in the other at odd ones: where they are somewhat more
+            // than a core's own cache holds, what was read last is still there.
+            const bool back = steps == 1 && rows() <= kFewRows && (turn_ + turn) % 2;
+            if (!layer.from_table && !back) contribute(member, l, steps);
             for (Index s = 0; s < steps; ++s) {
-                step(member, l, s, turn_ + turn + s);
+                if (back) {
+                    step_back(member, l, tokens);
+                } else {
+                    step(member, l, s, tokens);
+                }
                 member.wait();
             }
             const LayerRows& own = state_->layers[l];
-            each_panel(member, layer.h.panels(), 0, [&](Index p) {
+            each_panel(member, layer.h.panels(), false, [&](Index p) {
                 for (Index b = 0; b < rows(); ++b) {
                     const Index at = b * layer.width() + layer.first_unit(p);
                     std::copy(own.h + at, own.h + at + layer.panel_units(p), own.before + at);
@@ -291,59 +296,83 @@ class StepperOf : public Stepper {
         }
     }
 
+    const float* inputs_of(std::size_t l) const { return l ? state_->layers[l - 1].results() : state_->inputs; }
+
+    // What the rows contribute to layer l's summed inputs, columns of panel p.
+    void contribute_panel(const PackedLayer<Storage>& layer, Index p, Index count, const Operands<Storage>& a) const {
+        const Index place = layer.x.place(p);
+        multiply_panel(layer.x, p, count, a, layer.start + place, state_->scratch + place, layer.x.width());
+    }
+
     // scratch = start + W_ih x for the member's panels and all rows of a block.
-    void contribute(const Member& member, const PackedLayer<Storage>& layer, const float* from, Index steps,
-                    Index turn) {
+    void contribute(const Member& member, std::size_t l, Index steps) {
+        const PackedLayer<Storage>& layer = model_.layers[l];
         const Index count = steps * rows();
-        const auto a = operands(member, from, padded(layer.inputs), count);
-        each_panel(member, layer.x.panels(), turn, [&](Index p) {
-            multiply_panel(layer.x, p, count, a, layer.start + layer.x.place(p),
-                           state_->scratch + layer.scratch_place(p), layer.scratch());
-        });
+        const auto a = operands(member, inputs_of(l), padded(layer.inputs), count);
+        each_panel(member, layer.x.panels(), false, [&](Index p) { contribute_panel(layer, p, count, a); });
     }
 
-    void contribute_from_table(const Member& member, const PackedLayer<Storage>& layer, const std::int64_t* tokens,
-                               Index steps) const {
-        each_panel(member, layer.h.panels(), 0, [&](Index p) {
-            for (Index i = 0; i < steps * rows(); ++i) {
-                const float* from = model_.table + tokens[i] * layer.h.width() + layer.h.place(p);
-                std::copy(from, from + layer.h.vectors(p) * kBlock,
-                          state_->scratch + i * layer.scratch() + layer.scratch_place(p));
-            }
-        });
-    }
-
-    // Step s of a block, of layer l, for the member's panels: W_hh h, the cell, and the residual connection.
-    void step(const Member& member, std::size_t l, Index s, Index turn) {
+    // Step s of a block, of layer l, for the member's panels, where the inputs have contributed: W_hh h and the cell.
+    void step(const Member& member, std::size_t l, Index s, const std::int64_t* tokens) {
         const PackedLayer<Storage>& layer = model_.layers[l];
         const LayerRows& own = state_->layers[l];
-        const Index width = layer.width();
-        const Index block = s * rows() * width;
-        const float* before = s ? own.outputs + block - rows() * width : own.before;
-        const auto a = operands(member, before, width, rows());
+        const Index rows_before = (s - 1) * rows() * layer.width();
+        const auto a = operands(member, s ? own.outputs + rows_before : own.before, layer.width(), rows());
         float* product = thread(member).product;
-        each_panel(member, layer.h.panels(), turn, [&](Index p) {
+        each_panel(member, layer.h.panels(), false, [&](Index p) {
             const Index columns = layer.h.vectors(p) * kBlock;
-            const Index first = layer.first_unit(p);
             multiply_panel(layer.h, p, rows(), a, nullptr, product, columns);
-            ForwardRow<float> row{};
-            row.units = row.product_stride = layer.panel_units(p);
-            row.count = static_cast<int>(layer.panel_units(p));
-            row.bias_hh = layer.bias_hh ? layer.bias_hh + layer.h.place(p) : nullptr;
-            row.peephole = layer.peephole ? layer.peephole + 3 * first : nullptr;
-            row.zoneout_h = layer.zoneout_h ? layer.zoneout_h + first : nullptr;
-            row.zoneout_c = layer.zoneout_c ? layer.zoneout_c + first : nullptr;
-            for (Index b = 0; b < rows(); ++b) {
-                const Index at = b * width + first;
-                row.product = product + b * columns;
-                row.saved = state_->scratch + (s * rows() + b) * layer.scratch() + layer.scratch_place(p);
-                row.h = own.h + at;
-                row.c = own.c + at;
-                row.h_out = own.outputs + block + at;
-                advance_row(layer.cell, row);
-                if (own.summed) add_inputs(l, block + at, layer.panel_units(p));
-            }
+            advance_panel(l, s, p, tokens, product, columns);
         });
+    }
+
+    // A block of one step in the other direction: W_hh h first, then what the inputs contribute.
+    void step_back(const Member& member, std::size_t l, const std::int64_t* tokens) {
+        const PackedLayer<Storage>& layer = model_.layers[l];
+        const PackedMatrix<Storage>& h = layer.h;
+        float* product = state_->product;
+        const auto advance_with = [&](Index p) { advance_panel(l, 0, p, tokens, product + h.place(p), h.width()); };
+        const auto of_h = operands(member, state_->layers[l].before, layer.width(), rows());
+        each_panel(member, h.panels(), true, [&](Index p) {
+            multiply_panel(h, p, rows(), of_h, nullptr, product + h.place(p), h.width());
+            if (layer.from_table) advance_with(p);
+        });
+        if (layer.from_table) return;
+        const auto of_x = operands(member, inputs_of(l), padded(layer.inputs), rows());
+        each_panel(member, h.panels(), true, [&](Index p) {
+            contribute_panel(layer, p, rows(), of_x);
+            advance_with(p);
+        });
+    }
+
+    // The cell, and the residual connection, for the units of panel p at step s of a block. `product` is W_hh h, its
+    // rows `stride` apart.
+    void advance_panel(std::size_t l, Index s, Index p, const std::int64_t* tokens, const float* product,
+                       Index stride) const {
+        const PackedLayer<Storage>& layer = model_.layers[l];
+        const LayerRows& own = state_->layers[l];
+        const Index first = layer.first_unit(p);
+        const Index place = layer.h.place(p);
+        ForwardRow<float> row{};
+        row.units = row.inputs_stride = row.product_stride = layer.panel_units(p);
+        row.count = static_cast<int>(layer.panel_units(p));
+        row.bias_hh = layer.bias_hh ? layer.bias_hh + place : nullptr;
+        row.peephole = layer.peephole ? layer.peephole + 3 * first : nullptr;
+        row.zoneout_h = layer.zoneout_h ? layer.zoneout_h + first : nullptr;
+        row.zoneout_c = layer.zoneout_c ? layer.zoneout_c + first : nullptr;
+        for (Index b = 0; b < rows(); ++b) {
+            const Index i = s * rows() + b;
+            const Index at = b * layer.width() + first;
+            const float* inputs = layer.from_table ? model_.table + tokens[i] * layer.h.width()
+                                                   : state_->scratch + i * layer.h.width();
+            row.inputs = inputs + place;
+            row.product = product + b * stride;
+            row.h = own.h + at;
+            row.c = own.c + at;
+            row.h_out = own.outputs + i * layer.width() + first;
+            advance_row(layer.cell, row);
+            if (own.summed) add_inputs(l, i * layer.width() + first, layer.panel_units(p));
+        }
     }
 
     // Layers with a residual connection have one size, so that the inputs stand where the outputs do.
@@ -354,12 +383,12 @@ class StepperOf : public Stepper {
     }
 
     // Logits after step s of the last block.
-    void read_out(const Member& member, Index s, Index turn) {
+    void read_out(const Member& member, Index s) {
         const PackedLayer<Storage>& last = model_.layers.back();
         const float* from = state_->layers.back().results() + s * rows() * last.width();
         const auto a = operands(member, from, last.width(), rows());
         const PackedMatrix<Storage>& matrix = model_.readout;
-        each_panel(member, matrix.panels(), turn_ + turn, [&](Index p) {
+        each_panel(member, matrix.panels(), false, [&](Index p) {
             multiply_panel(matrix, p, rows(), a, model_.readout_start + matrix.place(p),
                            state_->logits + matrix.place(p), matrix.width());
         });

@@ -32,7 +32,8 @@ inline Index padded(Index columns) { return round_up(columns, kBlock); }
 // -- How weights are stored -------------------------------------------------------------------------------------------
 //
 // A storage has: Stored, what a weight becomes; Operand, what an element of a row becomes; Sums, a vector of kBlock
-// sums; kUnit, how many neighbours in depth stand together in a lane, kParts, in how many goes they are multiplied.
+// sums; kUnit, how many neighbours in depth stand together in a lane, at `place`; kParts, in how many goes they are
+// multiplied.
 
 struct StoredSingle {
     using Stored = float;
@@ -41,6 +42,7 @@ struct StoredSingle {
     static constexpr int kUnit = 1, kParts = 1;
     static constexpr bool kQuantised = false;
 
+    static constexpr int place(int k) { return k; }
     static Sums operand(const Operand* a, int) { return broadcast(*a); }
     static Sums weights(const Stored* b, int) { return load(b); }
     static Sums multiply_add(Sums c, Sums a, Sums b) { return c + a * b; }
@@ -55,6 +57,7 @@ struct StoredBfloat16 {
     static constexpr int kUnit = 2, kParts = 2;
     static constexpr bool kQuantised = false;
 
+    static constexpr int place(int k) { return k; }
     static Sums operand(const Operand* a, int part) { return broadcast(a[part]); }
     static Sums weights(const Stored* b, int part) {
         Integers<float> pairs;
@@ -84,11 +87,9 @@ struct StoredBytes {
     static Sums multiply_add(Sums c, Sums a, Sums b) {
         return (Sums)intrinsics::dot_bytes((__m512i)c, (__m512i)a, (__m512i)b);
     }
-    static void put(Operand* to, const std::int32_t* q) {
-        for (int i = 0; i < 4; ++i) to[i] = static_cast<Operand>(q[i] + kOffset);
-    }
+    static constexpr int place(int k) { return k; }
 #elif defined(__x86_64__)
-    // Pairs of 16 bits: first the weights in even places of a lane, then those in odd places.
+    // Pairs of 16 bits: first the weights in even places of a lane, which are the unit's first two, then those in odd.
     using Operand = std::int16_t;
     using Shorts __attribute__((vector_size(kVectorBytes))) = std::int16_t;
     static constexpr int kParts = 2;
@@ -102,9 +103,7 @@ struct StoredBytes {
     static Sums multiply_add(Sums c, Sums a, Sums b) {
         return c + (Sums)intrinsics::multiply_pairs((IntegerRegister)a, (IntegerRegister)b);
     }
-    static void put(Operand* to, const std::int32_t* q) {
-        for (int i = 0; i < 4; ++i) to[i] = static_cast<Operand>(q[(i % 2) * 2 + i / 2]);
-    }
+    static constexpr int place(int k) { return k % 2 * 2 + k / 2; }
 #else
     using Operand = std::int32_t;
     static constexpr int kParts = 4;
@@ -113,10 +112,16 @@ struct StoredBytes {
     static Sums operand(const Operand* a, int part) { return a[part] - Sums{}; }
     static Sums weights(const Stored* b, int part) { return (load_lanes(b) << (24 - 8 * part)) >> 24; }
     static Sums multiply_add(Sums c, Sums a, Sums b) { return c + a * b; }
-    static void put(Operand* to, const std::int32_t* q) { std::copy(q, q + 4, to); }
+    static constexpr int place(int k) { return k; }
 #endif
 
+    static void put(Operand* to, Integers<float> q) {
+        const auto narrow = __builtin_convertvector(q + kOffset, Narrow);
+        std::memcpy(to, &narrow, sizeof narrow);
+    }
+
   private:
+    using Narrow __attribute__((vector_size(kBlock * sizeof(Operand)))) = Operand;
 #if defined(__AVX512F__)
     using IntegerRegister = __m512i;
 #elif defined(__AVX2__)
@@ -156,11 +161,8 @@ inline float quantise(const float* row, Index count, StoredBytes::Operand* to) {
     const float inverse = most > 0 ? 127.0f / most : 0.0f;
     for (Index i = 0; i < count; i += kBlock) {
         constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to a whole number, in the low bits
-        const Integers<float> q =
-            real_to_bits<float>(load(row + i) * inverse + kRound) - std::bit_cast<std::int32_t>(kRound);
-        std::int32_t whole[kBlock];
-        std::memcpy(whole, &q, sizeof whole);
-        for (int j = 0; j < kBlock; j += StoredBytes::kUnit) StoredBytes::put(to + i + j, whole + j);
+        const Vector<float> shifted = load(row + i) * inverse + kRound;
+        StoredBytes::put(to + i, real_to_bits<float>(shifted) - std::bit_cast<std::int32_t>(kRound));
     }
     return most / 127.0f;
 }
@@ -202,11 +204,12 @@ struct PackedMatrix {
     Index bytes() const { return size() * static_cast<Index>(sizeof(Stored)); }
     Stored* panel(Index p) const { return data + units() * Storage::kUnit * place(p); }
 
-    void take(Buffers& memory) {
-        data = memory.take<Stored>(size());
+    template <class Memory>
+    void take(Memory& memory) {
+        data = memory.template take<Stored>(size());
         if (!Storage::kQuantised) return;
-        scales = memory.take<float>(width());
-        offsets = memory.take<std::int32_t>(width());
+        scales = memory.template take<float>(width());
+        offsets = memory.template take<std::int32_t>(width());
     }
 
     // Calls visit(place within the panel's vectors, weight's row or -1) for each column of panel p.
@@ -229,7 +232,8 @@ struct PackedMatrix {
             const float* from = row < 0 ? nullptr : weight + row * depth;
             const auto put = [&](auto value) {
                 for (Index k = 0; k < units() * kUnit; ++k)
-                    to[(k / kUnit * line + at) * kUnit + k % kUnit] = from && k < depth ? value(from[k]) : Stored{};
+                    to[(k / kUnit * line + at) * kUnit + Storage::place(static_cast<int>(k % kUnit))] =
+                        from && k < depth ? value(from[k]) : Stored{};
             };
             if constexpr (Storage::kQuantised) {
                 float most = 0;

@@ -290,15 +290,6 @@ def test_two_processes_share_the_gradients_of_one(tmp_path: Path) -> None:
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
-class Own(tt.Cell):
-    """A cell of one's own."""
-
-    State = tt.nn.RNNCell.State
-
-    def step(self, projected: Tensor, state: Any) -> Any:
-        return self.State(projected + state.h)
-
-
 def refused(layer: Any, x: Tensor, reason: str) -> None:
     """Auto takes another engine, and says why; the native one by name raises."""
     choice = tt.kernels.explain(layer, x, engine="auto").choices[0]
@@ -307,10 +298,6 @@ def refused(layer: Any, x: Tensor, reason: str) -> None:
     with pytest.raises(EngineError) as raised:
         tt.kernels.run(next(iter(layer.recurrences(x)))[1], "native")
     assert str(raised.value) == f"engine='native' cannot run this: {reason}; engine='auto' takes one that can"
-
-
-def test_a_cell_of_ones_own_is_refused() -> None:
-    refused(Own(I, I), data(), "the native engine has no code for a cell of one's own")
 
 
 @pytest.mark.parametrize("name", LAYERS)

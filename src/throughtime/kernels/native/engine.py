@@ -1,4 +1,4 @@
-"""The native engine: the built-in cells through time in C++, for the processor at hand."""
+"""The native engine: cells through time in C++, for the processor at hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from throughtime.kernels.native import library
 from throughtime.kernels.native.arguments import Arguments
+from throughtime.kernels.native.custom import engine as custom
 from throughtime.kernels.native.operators import recurrence
 from throughtime.kernels.recurrence import Recurrence, Unfolded
 from throughtime.kernels.twice import differentiable_tensors, differentiable_twice
@@ -18,7 +19,7 @@ _PRECISIONS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat1
 
 
 class NativeEngine:
-    """RNN, LSTM and GRU on x86-64 and arm64 processors."""
+    """RNN, LSTM and GRU, and cells of one's own that it can trace, on x86-64 and arm64 processors."""
 
     name = "native"
 
@@ -28,10 +29,15 @@ class NativeEngine:
             return f"the native engine is for processors, the inputs are on {call.inputs.device}"
         if (reason := _missing_reason()) is not None:
             return reason
-        return _beyond(call) or _transformed()
+        reason = _transformed()
+        if call.cell.family == "custom":
+            return reason or custom.refusal(call)
+        return _beyond(call) or reason
 
     def run(self, call: Recurrence) -> Unfolded:
         """Run the native operator."""
+        if call.cell.family == "custom":
+            return custom.run(call)
         return _run(call) if torch.compiler.is_compiling() else differentiable_twice(call, _run)
 
 
@@ -47,8 +53,6 @@ _missing_reason._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _beyond(call: Recurrence) -> str | None:
     """What the call has and the native code has not."""
     cell: Any = call.cell
-    if cell.family == "custom":
-        return "the native engine has no code for a cell of one's own"
     if cell.weights.gain_ih is not None:
         return "the native engine has no layer normalisation inside the cell"
     if call.inputs.dtype not in _PRECISIONS or cell.weights.weight_hh.dtype not in _PRECISIONS:

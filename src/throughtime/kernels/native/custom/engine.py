@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,7 +17,7 @@ from throughtime.errors import EngineError
 from throughtime.kernels.native import library
 from throughtime.kernels.native.custom.expressions import Value, evaluate
 from throughtime.kernels.native.custom.planning import Plan, plan
-from throughtime.kernels.native.custom.tracing import Untraceable, preserved, replay, trace
+from throughtime.kernels.native.custom.tracing import Untraceable, preserved, replay, signature, trace
 from throughtime.kernels.recurrence import Recurrence, Unfolded
 from throughtime.kernels.twice import differentiable_twice
 
@@ -39,7 +41,9 @@ def refusal(call: Recurrence) -> str | None:
     if not call.inputs.shape[0] or not call.inputs.shape[1]:
         return "the native engine runs a cell of one's own over one step and one sequence at least"
     try:
-        _planned(call.cell, _projected_like(call.cell, call.inputs), call.state)
+        _latest.call = None
+        _latest.plan = _planned(call.cell, _projected_like(call.cell, call.inputs), call.state)
+        _latest.call = weakref.ref(call)
     except Untraceable as reason:
         return f"the native engine runs projections, then pointwise: {reason}"
     return None
@@ -54,7 +58,7 @@ def run(call: Recurrence) -> Unfolded:
         running = torch.arange(len(inputs), device=inputs.device)[:, None] < call.lengths  # (T, B)
         inputs = torch.where(running[..., None], inputs, 0)
     projected = cell.project_inputs(inputs)  # (T, B, G)
-    planned = _planned(cell, projected, call.state)
+    planned = _plan_of(call, projected)
     named = dict((*cell.named_buffers(), *cell.named_parameters()))
     fixed = replay(planned.trace.nodes, planned.fixed_nodes, named)
     step = _Step(planned, _weights(planned, fixed))
@@ -68,6 +72,19 @@ def run(call: Recurrence) -> Unfolded:
 # -- plans -------------------------------------------------------------------------------------------------------------
 
 _widths: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+# By class of cell and by what its step does: the plan, or why there is none. No tensor is in it.
+_plans: WeakKeyDictionary[type, dict[Any, Plan | str]] = WeakKeyDictionary()
+_MOST_PLANS = 64  # of a class: a step may do something else each time
+_latest = threading.local()  # the call that has been planned last, so that running it need not plan it again
+
+
+def _plan_of(call: Recurrence, projected: Tensor) -> Plan:
+    """The plan that `refusal` has made of this very call, and its like for any other."""
+    latest = getattr(_latest, "call", None)
+    if latest is not None and latest() is call and _latest.plan.trace.projected_size == projected.shape[-1]:
+        made: Plan = _latest.plan
+        return made
+    return _planned(call.cell, projected, call.state)
 
 
 def _projected_like(cell: Any, inputs: Tensor) -> Tensor:
@@ -79,18 +96,27 @@ def _projected_like(cell: Any, inputs: Tensor) -> Tensor:
 
 
 def _planned(cell: Any, projected: Tensor, state: Any) -> Plan:
-    """The plan of the cell as it is now: it is traced each time, as attributes may have changed; plans are kept.
+    """The plan of the cell as it is now; plans are kept.
 
     Raises:
         Untraceable: it is not such as the native engine runs.
     """
-    if projected.dtype != state[0].dtype:
-        raise Untraceable(f"project_inputs() returns {projected.dtype}, the state is {state[0].dtype}")
-    planned = plan(trace(cell, projected, state))
-    if type(cell) not in planned.verified:
-        _verify(planned, cell, projected.shape[-1])
-        planned.verified.add(type(cell))
-    return planned
+    known = _plans.setdefault(type(cell), {})
+    key = signature(cell, projected, state)
+    found = known.get(key)
+    if found is None:
+        try:
+            found = plan(trace(cell, projected, state))
+            _verify(found, cell, projected.shape[-1])
+        except Untraceable as reason:
+            found = str(reason)
+        if key is not None:
+            if len(known) >= _MOST_PLANS:
+                known.clear()
+            known[key] = found
+    if isinstance(found, str):
+        raise Untraceable(found)
+    return found
 
 
 def _verify(planned: Plan, cell: Any, width: int) -> None:

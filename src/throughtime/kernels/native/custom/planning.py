@@ -80,7 +80,6 @@ class Plan:
     products: tuple[Product, ...]
     forward: dict[str, Any]  # as the C++ `Plan` takes it; nothing is kept
     training: dict[str, Any]  # keeps what the backward pass needs
-    verified: set[type] = field(default_factory=set)  # cells whose own steps have been compared with this
     native: dict[tuple[str, bool], Any] = field(default_factory=dict)  # the C++ plans, by module and `training`
 
     @functools.cached_property
@@ -97,7 +96,6 @@ class Plan:
         return int(self.training["inputs"])
 
 
-@functools.lru_cache(maxsize=256)
 def plan(trace: Trace) -> Plan:
     """The plan of a traced step.
 

@@ -66,14 +66,36 @@ class Trace:
     dtype: torch.dtype
 
 
+def signature(cell: Any, projected: Tensor, state: Any) -> tuple[Any, ...] | None:
+    """What identifies the step as it is now: the same for two that have the same trace. None where the step fails.
+
+    A step is run for this at each call, as attributes, and what depends on them, may have changed since the last; so
+    this is `trace` in short.
+
+    Raises:
+        Untraceable: the step changes its cell.
+    """
+    examples = _examples(projected, state)
+    listener = _Listener(_names(cell), examples)
+    with preserved(cell), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        try:
+            with listener:
+                after = cell.step(examples[0], type(state)(*examples[1:]))
+        except Exception:  # `trace` says what it was
+            return None
+    shapes = tuple(example.shape[-1] for example in examples)
+    results = tuple(map(listener.code, after)) if isinstance(after, tuple) else None
+    return shapes, projected.dtype, tuple(listener.calls), results
+
+
 def trace(cell: Any, projected: Tensor, state: Any) -> Trace:
     """The step of `cell` on rows such as those of `projected` (·, G) and of the state's fields (·, size).
 
     Raises:
         Untraceable: with the reason, when the step is not such as the native engine can run.
     """
-    named = {id(tensor): name for name, tensor in (*cell.named_buffers(), *cell.named_parameters())}
-    examples = [_example(size, projected.dtype) for size in (projected.shape[-1], *(f.shape[-1] for f in state))]
+    examples = _examples(projected, state)
+    named = _names(cell)
     recorder = _Recorder(named)
     recorder.leaf("projected", (), examples[0], fixed=False)
     for field, example in enumerate(examples[1:]):
@@ -97,8 +119,15 @@ def trace(cell: Any, projected: Tensor, state: Any) -> Trace:
     return Trace(tuple(recorder.nodes), tuple(results), sizes, projected.shape[-1], projected.dtype)
 
 
-def _example(size: int, dtype: torch.dtype) -> Tensor:
-    return torch.linspace(-1, 1, ROWS * size, dtype=dtype).view(ROWS, size)
+def _names(cell: Any) -> dict[int, str]:
+    """The names of parameters and buffers by their identity."""
+    return {id(tensor): name for name, tensor in (*cell.named_buffers(), *cell.named_parameters())}
+
+
+def _examples(projected: Tensor, state: Any) -> list[Tensor]:
+    """Two rows of `projected` and of each field."""
+    sizes = (projected.shape[-1], *(field.shape[-1] for field in state))
+    return [torch.linspace(-1, 1, ROWS * size, dtype=projected.dtype).view(ROWS, size) for size in sizes]
 
 
 @contextmanager
@@ -127,6 +156,41 @@ def preserved(cell: torch.nn.Module) -> Iterator[None]:
                 attributes[name][:] = old
     if changed is not None:
         raise Untraceable(f"step() changes the cell's attribute {changed}")
+
+
+class _Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes which operations are called on what, and no more."""
+
+    def __init__(self, named: dict[int, str], examples: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[Any, ...]] = []
+        self._named = named
+        self._alive = list(examples)  # an id is a tensor's only as long as it lives
+        self._numbers = {id(example): number for number, example in enumerate(examples)}
+        self._moving = set(range(len(examples)))  # the numbers of what depends on rows
+        self._moves = False  # whether such a tensor has been met among the arguments at hand
+
+    def code(self, value: Any) -> Any:
+        """An argument, a tensor being a number or a name in a tuple."""
+        if isinstance(value, Tensor):
+            number = self._numbers.get(id(value))
+            self._moves = self._moves or number in self._moving
+            return (self._named.get(id(value)),) if number is None else (number,)
+        return tuple(map(self.code, value)) if isinstance(value, list | tuple) else value
+
+    def __torch_dispatch__(self, overload: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._moves = False
+        options = tuple((name, self.code(value)) for name, value in kwargs.items()) if kwargs else ()
+        self.calls.append((overload, tuple(map(self.code, args)), options, torch.is_grad_enabled()))
+        name, moves = overload._overloadpacket.__name__, self._moves
+        result = _empty_product(name, args) if moves and name in PRODUCTS else overload(*args, **(kwargs or {}))
+        for output in result if isinstance(result, list | tuple) else (result,):
+            if isinstance(output, Tensor):
+                if moves:
+                    self._moving.add(len(self._alive))
+                self._numbers[id(output)] = len(self._alive)
+                self._alive.append(output)
+        return result
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

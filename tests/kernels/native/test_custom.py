@@ -224,6 +224,21 @@ def test_float32_is_as_good_as_its_sums(kind: Any) -> None:
     check(made(kind, 6, 40, torch.float32), 6, 20, 2e-5)
 
 
+@pytest.mark.parametrize("kind", [LSTM, MinimalGated])
+def test_large_projections_are_the_engines_own(threads: None, kind: Any) -> None:
+    cell = made(kind, 130, 41)
+    check(cell, 7, 40)
+    check(cell, 7, 40, lengths=torch.arange(40) % 8)
+    cell = cell.float()
+    x, state = data(cell, 7, 40, torch.float32)
+    found = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        found.append(results(cell, "native", x, state))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 @pytest.mark.parametrize("kind", [LSTM, MinimalGated, Peephole])
 @pytest.mark.parametrize(("batch", "units"), [(70, 64), (2, 300), (1, 520), (33, 400)])
 def test_the_number_of_threads_changes_no_bit(threads: None, kind: Any, batch: int, units: int) -> None:
@@ -270,10 +285,10 @@ def test_every_state_is_recorded() -> None:
         torch.testing.assert_close(ours, right)
 
 
-@pytest.mark.parametrize("kind", CELLS)
-def test_second_derivatives(kind: Any) -> None:
-    cell = made(kind, 2, 3)
-    x, state = data(cell, 3, 2)
+@pytest.mark.parametrize(("kind", "sizes"), [*((kind, (2, 3, 3, 2)) for kind in CELLS), (LSTM, (130, 41, 5, 20))])
+def test_second_derivatives(kind: Any, sizes: tuple[int, int, int, int]) -> None:
+    cell = made(kind, *sizes[:2])
+    x, state = data(cell, *sizes[2:])
     found = []
     for engine in ("native", "reference"):
         leaves = [x.clone().requires_grad_(), *cell.parameters()]

@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "bindings.hpp"
+#include "linear.hpp"
 
 namespace nb = nanobind;
 namespace throughtime {
@@ -138,6 +139,19 @@ void backward(const Plan& plan, const std::string& format, Index steps, Index ba
     });
 }
 
+void linear(const std::string& format, Index rows, Index inputs, Index outputs, const nb::dict& tensors, int threads) {
+    with_format(format, [&]<class Format>() {
+        using Real = typename Format::Real;
+        const Addresses a(tensors);
+        const LinearProblem<Real> problem{
+            rows, inputs, outputs, a.at<const Real>("x"), a.at<const Real>("weight"), a.at<const Real>("bias"),
+            a.at<Real>("y"), a.at<const Real>("d_y"), a.at<Real>("d_x"), a.at<Real>("d_weight"), a.at<Real>("d_bias")};
+        const nb::gil_scoped_release released;
+        Linear<Format> product(problem, problem.d_y != nullptr, threads);
+        run_together(threads, [&](const Member& member) { product.run(member); });
+    });
+}
+
 }  // namespace
 
 void bind_custom(nb::module_& m) {
@@ -148,6 +162,8 @@ void bind_custom(nb::module_& m) {
           nb::arg("reverse"), nb::arg("tensors"), nb::arg("threads"), "Run a planned cell; tensors are addresses by name.");
     m.def("custom_backward", &backward, nb::arg("plan"), nb::arg("format"), nb::arg("steps"), nb::arg("batch"),
           nb::arg("reverse"), nb::arg("tensors"), nb::arg("threads"), "Run a planned cell backward through time.");
+    m.def("linear", &linear, nb::arg("format"), nb::arg("rows"), nb::arg("inputs"), nb::arg("outputs"),
+          nb::arg("tensors"), nb::arg("threads"), "y = x Wᵀ + b, or its gradients where d_y is given.");
     m.attr("custom_operations") = static_cast<int>(Op::kCount);
 }
 

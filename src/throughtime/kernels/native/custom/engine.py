@@ -11,17 +11,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from throughtime.errors import EngineError
 from throughtime.kernels.native import library
 from throughtime.kernels.native.custom.expressions import Value, evaluate
+from throughtime.kernels.native.custom.linear import FORMATS, NativeLinear, linear
 from throughtime.kernels.native.custom.planning import Plan, plan
 from throughtime.kernels.native.custom.tracing import Untraceable, preserved, replay, signature, trace
 from throughtime.kernels.recurrence import Recurrence, Unfolded
 from throughtime.kernels.twice import differentiable_twice
 
-_FORMATS = {torch.float32: "float32", torch.float64: "float64"}
 # Multiplications of one step for all its rows below which more threads cost more than they bring.
 _SMALL = 1 << 16
 
@@ -34,7 +33,7 @@ def refusal(call: Recurrence) -> str | None:
         return "the native engine has no recurrent dropout and no zoneout for a cell of one's own"
     if torch.is_autocast_enabled("cpu"):
         return "the native engine has no autocast for a cell of one's own"
-    if any(tensor.dtype not in _FORMATS for tensor in (call.inputs, *call.state)):
+    if any(tensor.dtype not in FORMATS for tensor in (call.inputs, *call.state)):
         return f"the native engine runs a cell of one's own in float32 and float64, not in {call.inputs.dtype}"
     if len({tensor.dtype for tensor in (call.inputs, *call.state)}) > 1:
         return "the native engine runs a cell of one's own in one type; inputs and state differ"
@@ -57,7 +56,8 @@ def run(call: Recurrence) -> Unfolded:
         # What stands in the padding must not matter, not even through 0 · nan in the backward pass.
         running = torch.arange(len(inputs), device=inputs.device)[:, None] < call.lengths  # (T, B)
         inputs = torch.where(running[..., None], inputs, 0)
-    projected = cell.project_inputs(inputs)  # (T, B, G)
+    with NativeLinear():
+        projected = cell.project_inputs(inputs)  # (T, B, G)
     planned = _plan_of(call, projected)
     named = dict((*cell.named_buffers(), *cell.named_parameters()))
     fixed = replay(planned.trace.nodes, planned.fixed_nodes, named)
@@ -218,7 +218,7 @@ def _loop_inputs(planned: Plan, projected: Tensor, fixed: dict[int, Tensor]) -> 
     for part in planned.hoisted:
         values = [v.expand(*projected.shape[:-1], v.shape[-1]) for v in evaluate(list(part.operands), leaf, projected)]
         operand = values[0] if len(values) == 1 else torch.cat(values, -1)
-        parts.append(functional.linear(operand, _joined(_rows(fixed[part.rows.node], part.rows, part.ranges))))
+        parts.append(linear(operand, _joined(_rows(fixed[part.rows.node], part.rows, part.ranges))))
     if not parts:
         return projected[..., :0]
     return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -354,4 +354,4 @@ def _call(function: str, options: Any, tensors: dict[str, Tensor], *, training: 
     if key not in planned.native:
         planned.native[key] = module.Plan(planned.training if training else planned.forward)
     run_native = getattr(module, f"custom_{function}")
-    run_native(planned.native[key], _FORMATS[planned.trace.dtype], steps, batch, reverse, addresses, threads)
+    run_native(planned.native[key], FORMATS[planned.trace.dtype], steps, batch, reverse, addresses, threads)

@@ -107,6 +107,9 @@ def test_not_built(installation: Installation) -> None:
     with pytest.raises(EngineError) as raised:
         library.load()
     assert str(raised.value) == reason
+    with pytest.raises(EngineError) as raised:
+        library.load_isa("v3")
+    assert str(raised.value) == reason
 
 
 def test_built_for_other_processors(installation: Installation) -> None:
@@ -127,7 +130,10 @@ def test_switched_off(installation: Installation, monkeypatch: pytest.MonkeyPatc
     ("asked", "message"),
     [
         ("v5", "native engine: the instruction set must be one of v4_bf16, v4_vnni, v4, v3, v2, neon, got 'v5'"),
-        ("v2", "native engine: v2 was asked for, v4, v3 is built; reinstall throughtime to build all"),
+        (
+            "v2",
+            "native engine: v2 was asked for, v4, v3 is built; reinstall throughtime with THROUGHTIME_NATIVE_ISAS=all",
+        ),
         ("v4", "native engine: v4 was asked for, this processor runs v3"),
     ],
 )

@@ -18,6 +18,10 @@ from throughtime.errors import EngineError
 ISAS = ("v4_bf16", "v4_vnni", "v4", "v3", "v2", "neon")
 
 _VARIABLE = "THROUGHTIME_ISA"
+_NOT_BUILT = (
+    "the native engine is not built; where a C++20 compiler and Python's headers are: "
+    "pip install --force-reinstall --no-deps --no-cache-dir throughtime"
+)
 
 
 @functools.cache
@@ -53,9 +57,13 @@ def load_isa(isa: str) -> ModuleType:
     """
     if isa not in ISAS:
         raise EngineError(f"native engine: the instruction set must be one of {', '.join(ISAS)}, got {isa!r}")
+    if not built_isas():
+        raise EngineError(_NOT_BUILT)
     if isa not in built_isas():
-        there = ", ".join(built_isas()) or "nothing"
-        raise EngineError(f"native engine: {isa} was asked for, {there} is built; reinstall throughtime to build all")
+        raise EngineError(
+            f"native engine: {isa} was asked for, {', '.join(built_isas())} is built; "
+            "reinstall throughtime with THROUGHTIME_NATIVE_ISAS=all"
+        )
     if isa not in available_isas():
         there = ", ".join(available_isas()) or "nothing that is built"
         raise EngineError(f"native engine: {isa} was asked for, this processor runs {there}")
@@ -77,10 +85,7 @@ def load() -> ModuleType:
         except EngineError as error:
             raise EngineError(f"{_VARIABLE}={_asked()}: {error}; without the variable the fastest is taken") from error
     if not built_isas():
-        raise EngineError(
-            "the native engine is not built; where a C++20 compiler and Python's headers are: "
-            "pip install --force-reinstall --no-deps --no-cache-dir throughtime"
-        )
+        raise EngineError(_NOT_BUILT)
     if not available_isas():
         raise EngineError(f"the native engine is built for {', '.join(built_isas())}; this processor runs none of them")
     return load_isa(available_isas()[0])

@@ -17,10 +17,15 @@ from throughtime.tasks.configuration import LanguageConfiguration
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def has_examples(module: str) -> bool:
+    source = Path(importlib.util.find_spec(module).origin)  # type: ignore[union-attr,arg-type]
+    return source.suffix == ".py" and ">>>" in source.read_text("utf-8")  # compiled modules have no text
+
+
 MODULES = sorted(
-    module.name
-    for module in pkgutil.walk_packages(throughtime.__path__, "throughtime.")
-    if ">>>" in Path(importlib.util.find_spec(module.name).origin).read_text("utf-8")  # type: ignore[union-attr,arg-type]
+    module.name for module in pkgutil.walk_packages(throughtime.__path__, "throughtime.") if has_examples(module.name)
 )
 
 

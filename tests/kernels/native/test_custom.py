@@ -156,7 +156,23 @@ class Spread(tt.Cell):
         return Memory(nn.functional.leaky_relu(h) - state.h * (a < g), torch.log1p(c * c).sqrt() + 0.1)
 
 
-CELLS = [Leaky, LSTM, ViewedLSTM, GRU, MinimalGated, Peephole, Spread]
+class Naive(tt.Cell):
+    """An LSTM with a layer for each gate, and all of it in step()."""
+
+    State = Memory
+
+    def __init__(self, inputs: int, units: int) -> None:
+        super().__init__(inputs, units)
+        self.of_inputs = nn.ModuleDict({gate: nn.Linear(inputs, units) for gate in "ifgo"})
+        self.of_state = nn.ModuleDict({gate: nn.Linear(units, units, bias=gate != "g") for gate in "ifgo"})
+
+    def step(self, projected: Tensor, state: Any) -> Any:
+        i, f, g, o = (self.of_inputs[gate](projected) + self.of_state[gate](state.h) for gate in "ifgo")
+        c = f.sigmoid() * state.c + i.sigmoid() * g.tanh()
+        return Memory(o.sigmoid() * c.tanh(), c)
+
+
+CELLS = [Naive, Leaky, LSTM, ViewedLSTM, GRU, MinimalGated, Peephole, Spread]
 
 
 def made(kind: Any, inputs: int, units: int, dtype: torch.dtype = torch.float64) -> Any:
@@ -268,6 +284,14 @@ def test_without_gradients_nothing_is_kept_and_the_result_is_the_same() -> None:
         for a, b in zip((plain[0], *plain[1]), (kept[0], *kept[1]), strict=True):
             assert not a.requires_grad
             assert torch.equal(a, b)
+
+
+def test_in_inference_mode() -> None:
+    cell = made(Naive, 4, 19)
+    x, state = data(cell, 5, 3)
+    with torch.inference_mode():
+        ours = tt.unfold(cell, x, state, engine="native")[0]
+    torch.testing.assert_close(ours, tt.unfold(cell, x, state, engine="reference")[0])
 
 
 def test_every_state_is_recorded() -> None:
@@ -481,6 +505,17 @@ def test_calls_that_are_not_for_the_native_engine() -> None:
     assert "no zoneout" in refused(cell, x, zoneout=[torch.zeros(3, 2, 4)])
     with torch.autocast("cpu", torch.bfloat16):
         assert "no autocast" in refused(cell, x)
+
+
+def test_a_projection_that_fails_is_the_references_to_tell() -> None:
+    class Wrong(Leaky):
+        def project_inputs(self, inputs: Tensor) -> Tensor:
+            return self.U(inputs[..., 1:])
+
+    cell = made(Wrong, 3, 4, torch.float32)
+    assert "project_inputs() fails on one step: RuntimeError: mat1 and mat2" in refused(cell, torch.zeros(3, 2, 3))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        tt.unfold(cell, torch.zeros(3, 2, 3))
 
 
 def test_empty_calls_go_to_the_reference() -> None:

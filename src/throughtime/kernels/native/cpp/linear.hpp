@@ -5,7 +5,7 @@
 
 #include "problem.hpp"
 
-namespace throughtime {
+namespace throughtime::custom {
 
 // Every buffer is C-contiguous; null where there is none, or a result is not wanted.
 template <class Number>
@@ -97,4 +97,4 @@ class Linear {
     std::unique_ptr<std::atomic<Index>[]> next_;
 };
 
-}  // namespace throughtime
+}  // namespace throughtime::custom

@@ -17,7 +17,7 @@ from throughtime.kernels.native import library
 from throughtime.kernels.native.custom.expressions import Value, evaluate
 from throughtime.kernels.native.custom.linear import FORMATS, NativeLinear, linear
 from throughtime.kernels.native.custom.planning import Plan, plan
-from throughtime.kernels.native.custom.tracing import Untraceable, preserved, replay, signature, trace
+from throughtime.kernels.native.custom.tracing import Untraceable, apart, replay, signature, trace
 from throughtime.kernels.recurrence import Recurrence, Unfolded
 from throughtime.kernels.twice import differentiable_twice
 
@@ -88,10 +88,17 @@ def _plan_of(call: Recurrence, projected: Tensor) -> Plan:
 
 
 def _projected_like(cell: Any, inputs: Tensor) -> Tensor:
-    """A tensor as wide as what the cell projects its inputs to, learnt from one step of one sequence."""
+    """A tensor as wide as what the cell projects its inputs to, learnt from one step of one sequence.
+
+    Raises:
+        Untraceable: it does not project these.
+    """
     if cell not in _widths:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            _widths[cell] = cell.project_inputs(inputs[:1, :1]).shape[-1]
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                _widths[cell] = cell.project_inputs(inputs[:1, :1]).shape[-1]
+        except Exception as error:
+            raise Untraceable(f"project_inputs() fails on one step: {type(error).__name__}: {error}") from error
     return inputs.new_empty(_widths[cell])
 
 
@@ -129,8 +136,8 @@ def _verify(planned: Plan, cell: Any, width: int) -> None:
     """
     dtype = planned.trace.dtype
     rows, sizes = 3, (width, *planned.trace.sizes)
-    wide = [torch.linspace(0.9, -0.8, rows * size, dtype=dtype).view(rows, size) for size in sizes]
-    with preserved(cell), torch.inference_mode(False), torch.enable_grad():
+    with apart(cell):
+        wide = [torch.linspace(0.9, -0.8, rows * size, dtype=dtype).view(rows, size) for size in sizes]
         named = dict((*cell.named_buffers(), *cell.named_parameters()))
         leaves = [tensor.requires_grad_() for tensor in wide] + [p for p in cell.parameters() if p.requires_grad]
         fixed = replay(planned.trace.nodes, planned.fixed_nodes, named)

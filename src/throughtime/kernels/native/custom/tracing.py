@@ -75,9 +75,9 @@ def signature(cell: Any, projected: Tensor, state: Any) -> tuple[Any, ...] | Non
     Raises:
         Untraceable: the step changes its cell.
     """
-    examples = _examples(projected, state)
-    listener = _Listener(_names(cell), examples)
-    with preserved(cell), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with apart(cell):
+        examples = _examples(projected, state)
+        listener = _Listener(_names(cell), examples)
         try:
             with listener:
                 after = cell.step(examples[0], type(state)(*examples[1:]))
@@ -94,13 +94,12 @@ def trace(cell: Any, projected: Tensor, state: Any) -> Trace:
     Raises:
         Untraceable: with the reason, when the step is not such as the native engine can run.
     """
-    examples = _examples(projected, state)
-    named = _names(cell)
-    recorder = _Recorder(named)
-    recorder.leaf("projected", (), examples[0], fixed=False)
-    for field, example in enumerate(examples[1:]):
-        recorder.leaf("state", (field,), example, fixed=False)
-    with preserved(cell), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+    with apart(cell):
+        examples = _examples(projected, state)
+        recorder = _Recorder(_names(cell))
+        recorder.leaf("projected", (), examples[0], fixed=False)
+        for field, example in enumerate(examples[1:]):
+            recorder.leaf("state", (field,), example, fixed=False)
         try:
             with recorder:
                 after = cell.step(examples[0], type(state)(*examples[1:]))
@@ -131,7 +130,18 @@ def _examples(projected: Tensor, state: Any) -> list[Tensor]:
 
 
 @contextmanager
-def preserved(cell: torch.nn.Module) -> Iterator[None]:
+def apart(cell: torch.nn.Module) -> Iterator[None]:
+    """Whatever modes the caller is in, a step is run in none of them, and changes nothing.
+
+    Raises:
+        Untraceable: it does change its cell.
+    """
+    with _preserved(cell), torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        yield
+
+
+@contextmanager
+def _preserved(cell: torch.nn.Module) -> Iterator[None]:
     """Put back what running a step changes in a cell's attributes, and say that it does.
 
     Raises:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import throughtime as tt
 from throughtime.errors import EngineError
 from throughtime.kernels.native import library
+from throughtime.kernels.native.custom.expressions import OPERATIONS
 
 pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
 
@@ -535,3 +536,7 @@ def test_transforms_and_the_compiler_meet_the_reference() -> None:
 def results_of_sum(cell: Any, x: Tensor) -> Tensor:
     x = x.clone().requires_grad_()
     return torch.autograd.grad(tt.unfold(cell, x, engine="native")[0].sum(), x)[0]
+
+
+def test_operations_are_numbered_alike_in_python_and_native_code() -> None:
+    assert len(OPERATIONS) == library.load().custom_operations

@@ -11,7 +11,7 @@ from torch import nn
 
 from throughtime.errors import EngineError
 from throughtime.kernels import Choice
-from throughtime.kernels.native.generation import PRECISIONS, Ends, PackedModel
+from throughtime.kernels.native.generation import PRECISIONS, Ends, PackedModel, fingerprint
 from throughtime.layers import Readout
 from throughtime.models.language import LanguageModel
 from throughtime.nn.stepping import layer_weights, stepping_refusal
@@ -48,8 +48,7 @@ def explain(model: Any, *, precision: str = "fp32", engine: str = "auto") -> Cho
 def chosen_model(model: Any, *, precision: str, engine: str) -> PackedModel | None:
     """The packed model where the native engine decodes, None where the model's own steps do.
 
-    A model is packed once; it is packed again when parameters were replaced or changed in place. What is written
-    through `parameter.data` escapes that, as it escapes autograd.
+    A model is packed once, and again when its parameters have other values.
 
     Raises:
         EngineError: what was asked for cannot be had.
@@ -98,11 +97,11 @@ _lock = threading.Lock()
 
 
 def _packed(model: LanguageModel, precision: str) -> PackedModel:
-    fingerprint = _fingerprint(model)
+    now = _fingerprint(model)
     with _lock:
         known = _packings.get(model)
-        if known is None or known.fingerprint != fingerprint or fingerprint is None:
-            known = _packings[model] = _Packings(fingerprint, {})
+        if known is None or known.fingerprint != now:
+            known = _packings[model] = _Packings(now, {})
         if precision not in known.by_precision:
             ends = Ends(model.embedding.weight, model.readout.weight_ho, model.readout.bias_ho)
             layers = layer_weights(model.recurrent)
@@ -113,9 +112,6 @@ def _packed(model: LanguageModel, precision: str) -> PackedModel:
 
 
 def _fingerprint(model: LanguageModel) -> Any:
-    """What changes when the model does; None where PyTorch does not count changes."""
-    parameters = list(model.parameters())
-    if any(parameter.is_inference() for parameter in parameters):
-        return None
-    versions = tuple((parameter.data_ptr(), parameter._version) for parameter in parameters)
-    return versions, model.recurrent.zoneout, model.recurrent.residual
+    """What changes when the model does. PyTorch's count of changes is not enough: fused optimizers do not count."""
+    values = tuple(fingerprint(parameter) for parameter in model.parameters())
+    return values, model.recurrent.zoneout, model.recurrent.residual

@@ -61,6 +61,32 @@ std::unique_ptr<PackedModel> pack(const std::string& precision, const std::vecto
     return PackedModel::pack(precision, source, threads);
 }
 
+// A number that another content gives another of: each word counts by its value and its place, in lanes side by side.
+std::uint64_t fingerprint(std::uintptr_t address, Index bytes) {
+    using Words __attribute__((vector_size(kVectorBytes))) = std::uint64_t;
+    constexpr Index kLanesBytes = 4 * sizeof(Words);
+    const nb::gil_scoped_release released;
+    const char* from = at<const char>(address);
+    Words hashes[4] = {};
+    const auto add = [&](const char* block) {
+        for (int i = 0; i < 4; ++i) {
+            Words words;
+            std::memcpy(&words, block + i * static_cast<Index>(sizeof words), sizeof words);
+            hashes[i] = (hashes[i] << 5) + hashes[i] + words;
+        }
+    };
+    Index done = 0;
+    for (; done + kLanesBytes <= bytes; done += kLanesBytes) add(from + done);
+    char rest[kLanesBytes] = {};
+    std::copy(from + done, from + bytes, rest);
+    add(rest);
+    auto result = static_cast<std::uint64_t>(bytes);
+    for (const Words& words : hashes)
+        for (std::size_t lane = 0; lane < sizeof words / sizeof words[0]; ++lane)
+            result = (result ^ words[lane]) * 0x9e3779b97f4a7c15u;
+    return result;
+}
+
 // A stepper as Python holds it: its model lives as long as it does, and one thread has it at a time.
 class Rows {
   public:
@@ -182,6 +208,7 @@ void bind_generation(nb::module_& m) {
     m.def("pack_model", &pack, nb::arg("precision"), nb::arg("layers"), nb::arg("residual"), nb::arg("vocabulary"),
           nb::arg("ends"), nb::arg("threads"),
           "Pack layers; tensors are addresses by name, in `ends` those of embedding and readout.");
+    m.def("fingerprint", &fingerprint, nb::arg("address"), nb::arg("bytes"), "A number that goes with the bytes there.");
     nb::class_<Rows>(m, "Stepper", "Rows of a packed model: their states, and the logits after their last step.")
         .def(nb::init<const PackedModel&>(), nb::arg("model"), nb::keep_alive<1, 2>())
         .def_prop_ro("rows", &Rows::rows)

@@ -16,6 +16,7 @@ from throughtime.cli.arguments import spread
         ("train lm --data=a b --set x.y=1 z.w=2", "train lm --data=a --data b --set x.y=1 --set z.w=2"),
         ("bench recurrence --hidden 8 9 --ragged", "bench recurrence --hidden 8 --hidden 9 --ragged"),
         ("generate r --stop a b", "generate r --stop a b"),
+        ("generate --precision int8 r", "generate --precision int8 r"),
         ("evaluate --data a -- r", "evaluate --data a -- r"),
         ("evaluate r --data", "evaluate r --data"),
         ("", ""),

@@ -16,6 +16,7 @@ import pytest
 
 from throughtime.data import Tokenizer
 from throughtime.decoding import GenerationConfig, write_texts
+from throughtime.kernels.native import library
 from throughtime.models import LanguageModel
 
 
@@ -39,6 +40,27 @@ def test_the_options_reach_the_draws(call: Callable[..., Any], tiny_run: Path) -
     flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
     called = call("generate", tiny_run, "--length", 50, "--stop", "q", "--stop", "zz", *flags)
     assert called.out == expected(tiny_run, "", length=50, stop=["q", "zz"], **settings)[0] + "\n"
+
+
+@pytest.mark.skipif(library.missing_reason() is not None, reason="no native engine here")
+def test_the_precision_reaches_the_engine(call: Callable[..., Any], tiny_run: Path) -> None:
+    called = call("generate", "--precision", "int8", tiny_run, "--seed", 4, "--length", 200)
+    assert called.code == 0
+    assert called.out == expected(tiny_run, "", seed=4, length=200, precision="int8")[0] + "\n"
+    assert called.out != expected(tiny_run, "", seed=4, length=200)[0] + "\n"
+
+
+def test_a_precision_that_cannot_be_had_is_one_line(
+    call: Callable[..., Any], tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = call("generate", tiny_run, "--precision", "fp16")
+    assert called.code == 2
+    assert "error: generate: 1 fault: precision: should be 'fp32', 'bf16' or 'int8', got 'fp16'" in called.err
+    monkeypatch.setattr(library, "missing_reason", lambda: "the native engine is not built")
+    called = call("generate", tiny_run, "--precision", "bf16", "--seed", 1)
+    told = "decoding LanguageModel: precision='bf16' needs the native engine: the native engine is not built; "
+    told += "precision='fp32' with engine='auto' decodes every model"
+    assert called == (2, "", f"throughtime: error: {told}\n")
 
 
 def test_without_a_seed_one_is_drawn_and_told(call: Callable[..., Any], tiny_run: Path) -> None:

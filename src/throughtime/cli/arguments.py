@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-SEVERAL = ("--data", "--valid", "--set", "--cells", "--hidden", "--batch", "--passes", "--precision")
+SEVERAL = ("--data", "--valid", "--set")
+SEVERAL_OF_BENCH = ("--cells", "--hidden", "--batch", "--passes", "--precision")
 
 
-def spread(arguments: Sequence[str], options: Iterable[str] = SEVERAL) -> list[str]:
-    """`--data a b` as `--data a --data b`, for each of `options`.
+def spread(arguments: Sequence[str], options: Iterable[str] | None = None) -> list[str]:
+    """`--data a b` as `--data a --data b`, for each of `options`; by default those of the command at the beginning.
 
     The values of such an option go on to the next word that begins with "-" ("-" itself, the standard input, is a
     value). Typer's options take one value each.
     """
+    if options is None:
+        options = (*SEVERAL, *SEVERAL_OF_BENCH) if list(arguments[:1]) == ["bench"] else SEVERAL
     several = frozenset(options)
     result: list[str] = []
     current, used = "", True

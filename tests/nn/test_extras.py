@@ -175,8 +175,10 @@ def test_weight_dropout_drops_entries_of_the_recurrent_weights_for_a_whole_call(
     assert used.weight_ih is layer.weight_ih_l0
     assert not torch.equal(calls(layer, x)[0].cell.weights.weight_hh, used.weight_hh)
     assert calls(layer.eval(), x)[0].cell.weights.weight_hh is layer.weight_hh_l0
-    # It costs no engine: torch's kernels take the thinned weights.
-    assert tt.kernels.explain(layer.train(), x).engines == ("torch",)
+    # It costs no engine: each takes the thinned weights.
+    plain = tt.kernels.explain(layer.eval(), x)
+    assert tt.kernels.explain(layer.train(), x) == plain
+    assert tt.kernels.explain(layer.train(), x, engine="torch").engines == ("torch",)
 
 
 def test_weight_dropout_of_a_layer_is_the_plain_layer_with_those_weights() -> None:

@@ -38,9 +38,10 @@ def own_cell(layer: Any, suffix: str, size: int) -> Any:
     return cell
 
 
+@pytest.mark.parametrize("engine", ["auto", "reference"])
 @pytest.mark.parametrize("case", CASES)
-def test_they_are_what_stepping_the_cell_by_hand_gives(case: str) -> None:
-    layer = made(case, num_layers=2, bidirectional=True)
+def test_they_are_what_stepping_the_cell_by_hand_gives(case: str, engine: str) -> None:
+    layer = made(case, num_layers=2, bidirectional=True, engine=engine)
     x, lengths = torch.randn(T, B, I, dtype=torch.float64), [2, 4, 0]
     outputs, final, states = layer(x, lengths=lengths, return_states="all")
     assert len(states) == 2

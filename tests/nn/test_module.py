@@ -162,7 +162,11 @@ MISUSE: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: LSTM(I, H, zoneout=2), UsageError, "LSTM: zoneout must be a probability"),
     (lambda: tt.nn.GRU(I, H, zoneout=(0.1, 0.1)), UsageError, r"GRU: zoneout must be one .* one for each of \('h',\)"),
     (lambda: LSTM(I, [4, 5], 2, residual=True), ShapeError, r"residual needs layers of one size, got \(4, 5\)"),
-    (lambda: LSTM(I, H, engine="fast"), EngineError, "LSTM: engine must be one of auto, torch, reference, got 'fast'"),
+    (
+        lambda: LSTM(I, H, engine="fast"),
+        EngineError,
+        "LSTM: engine must be one of auto, native, torch, reference, got 'fast'",
+    ),
     (
         lambda: LSTM(I, H)(torch.zeros(T, B, I + 1)),
         ShapeError,

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import throughtime as tt
+from throughtime.kernels.native import library
 
 # torch's own layers say this once; ours keep quiet (tests/kernels/test_torch_engine.py).
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -24,6 +25,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lstm-projected": ("LSTM", {"proj_size": 2}),
     "gru": ("GRU", {}),
 }
+MISSING = library.missing_reason()
+NATIVE = pytest.param("native", marks=pytest.mark.skipif(MISSING is not None, reason=str(MISSING)))
+every_engine = pytest.mark.parametrize("engine", [NATIVE, "torch", "reference"])
 
 
 def pair(kind: str, engine: str = "auto", dtype: torch.dtype = torch.float64, **options: Any) -> tuple[Any, Any]:
@@ -66,7 +70,7 @@ def everything(layer: Any, form: str, with_state: bool) -> list[torch.Tensor]:
     return [*results, *gradients]
 
 
-@pytest.mark.parametrize("engine", ["torch", "reference"])
+@every_engine
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("num_layers", [1, 2])
@@ -95,7 +99,7 @@ def test_a_packed_sequence_comes_back_packed_as_it_came(form: str) -> None:
         assert a is None or torch.equal(a, b)
 
 
-@pytest.mark.parametrize("engine", ["torch", "reference"])
+@every_engine
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_no_worse_than_torch(kind: str, dtype: torch.dtype, engine: str) -> None:
@@ -109,7 +113,7 @@ def test_rounding_is_no_worse_than_torch(kind: str, dtype: torch.dtype, engine: 
     assert (ours(x)[0].double() - right).abs().max() <= 2 * torch_error + torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("engine", ["torch", "reference"])
+@every_engine
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_is_no_worse_than_torch(kind: str, engine: str) -> None:
     theirs, ours = pair(kind, engine, torch.float32, num_layers=2)

@@ -12,6 +12,9 @@ CAN_COMPILE := $(shell command -v $(firstword $(CXX)) >/dev/null && $(PYTHON) -c
 	os.stat(os.path.join(s.get_path('include'), 'Python.h'))" 2>/dev/null && echo 1)
 THROUGHTIME_REQUIRE_NATIVE ?= $(CAN_COMPILE)
 export THROUGHTIME_REQUIRE_NATIVE
+# For this machine alone; a release, and continuous integration, have all instruction sets.
+THROUGHTIME_NATIVE_ISAS ?= native
+export THROUGHTIME_NATIVE_ISAS
 STAMP  := $(VENV)/.installed$(if $(CAN_COMPILE),,-without-native)
 
 .PHONY: demo test test-without-native sanitize check install bench clean
@@ -43,7 +46,11 @@ check: install         ## formatting, lint, types, floors
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: install         ## speed against a bare PyTorch script, both sides in one run
+bench: install         ## speed and memory against PyTorch, both sides in one run
+	$(BIN)/python benchmarks/recurrence.py
+	$(BIN)/python benchmarks/recurrence.py --ragged
+	$(BIN)/python benchmarks/recurrence.py --memory
+	$(BIN)/python benchmarks/loss.py
 	$(BIN)/python benchmarks/language_model.py
 
 install: $(STAMP)      ## the package and its tools, in .venv, at the tested versions

@@ -168,14 +168,23 @@ with torch.no_grad():
     start = count()      # the three others of the first call are there, and stay
     small(torch.zeros(5, 2, 2))
     long_call()
-    assert count() == start
+    assert count() <= start, (count(), start)
     torch.set_num_threads(6)
     long_call()
-    assert count() == start + 2
+    assert count() <= start + 2, (count(), start)
+    # A thread of Python's has a team of its own for PyTorch's operations; the engine makes no other.
+    gate = threading.Barrier(4)
+    def torchs(_):
+        gate.wait()
+        torch.zeros(1 << 22).add_(1)
+    def ours(_):
+        gate.wait()
+        long_call()
     with ThreadPoolExecutor(4) as threads:
-        list(threads.map(lambda _: long_call(), range(8)))
-        # Theirs are four; the engine makes none for them.
-        assert count() <= start + 2 + 4, count()
+        list(threads.map(torchs, range(4)))
+        there = count()
+        list(threads.map(ours, range(4)))
+        assert count() <= there, (count(), there)
 print("done")
 """)
 

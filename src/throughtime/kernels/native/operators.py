@@ -6,6 +6,7 @@ As operators, with shapes known ahead (fake tensors) and a registered derivative
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,7 +59,9 @@ def recurrence(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor
     return results
 
 
-def _results(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _results(
+    arguments: Arguments, keep: bool, new_kept: Callable[[Arguments, int], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Where the results will stand. Behind the lengths of a ragged batch nothing is written: it is zero already."""
     steps, batch, _, units, state = arguments.sizes
     new = arguments.inputs.new_zeros if arguments.lengths is not None else arguments.inputs.new_empty
@@ -68,15 +71,33 @@ def _results(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor, 
         new(steps, batch, state),
         arguments.inputs.new_empty(batch, state),
         arguments.inputs.new_empty(batch, units) if lstm else none,
-        new(steps, batch, arguments.saved_values * units) if keep else none.clone(),
-        new(steps, batch, units) if keep and lstm else none.clone(),
+        new_kept(arguments, arguments.saved_values * units) if keep else none.clone(),
+        new_kept(arguments, units) if keep and lstm else none.clone(),
     )
+
+
+def _new_kept(arguments: Arguments, width: int) -> Tensor:
+    """A tensor (T, B, width) for what is kept between the two passes; zero where a batch is ragged."""
+    steps, batch, *_ = arguments.sizes
+    if arguments.lengths is not None:
+        return arguments.inputs.new_zeros(steps, batch, width)
+    return arguments.inputs.new_empty(steps, batch, width)
+
+
+def _new_workspace(arguments: Arguments, width: int) -> Tensor:
+    """The same in memory left from earlier calls: fresh pages cost more than the step that fills them."""
+    if arguments.lengths is not None:
+        return _new_kept(arguments, width)
+    steps, batch, *_ = arguments.sizes
+    real = "float64" if arguments.inputs.dtype == torch.float64 else "float32"
+    workspace: Tensor = torch.utils.dlpack.from_dlpack(library.load().workspace(real, steps, batch, width))
+    return workspace
 
 
 def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *first, keep = given
     arguments = Arguments(*first)
-    results = outputs, h_last, c_last, saved, cells = _results(arguments, keep)
+    results = outputs, h_last, c_last, saved, cells = _results(arguments, keep, _new_workspace)
     tensors = arguments.contiguous() | {"outputs": outputs, "h_last": h_last}
     if keep:
         tensors["saved"] = saved
@@ -110,7 +131,6 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
     count = len(Arguments._fields)
     arguments = Arguments(*given[:count])
     outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted = given[count:]
-    steps, batch, _, units, _ = arguments.sizes
     # Hooks on saved tensors may hand them back in another layout.
     tensors = arguments.contiguous() | {"outputs": outputs.contiguous(), "saved": saved.contiguous()}
     if arguments.c_first is not None:
@@ -142,7 +162,7 @@ def _call(function: Any, arguments: Arguments, tensors: dict[str, Tensor]) -> No
 
 def _fake_forward(*given: Any) -> tuple[Tensor, ...]:
     *first, keep = given
-    return _results(Arguments(*first), keep)
+    return _results(Arguments(*first), keep, _new_kept)
 
 
 def _fake_backward(*given: Any) -> tuple[Tensor, ...]:

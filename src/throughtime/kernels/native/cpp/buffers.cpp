@@ -1,5 +1,9 @@
+#include <pthread.h>
+
 #include <cstdlib>
+#include <mutex>
 #include <new>
+#include <unordered_map>
 
 #include "problem.hpp"
 
@@ -10,7 +14,72 @@
 namespace throughtime {
 namespace {
 
+constexpr std::size_t kLine = 64;
 constexpr std::size_t kLargePage = std::size_t{1} << 21;
+
+struct Block {
+    void* memory;
+    std::size_t size;
+};
+
+// What has been given back, the latest last. Small blocks are left to the allocator, which is quick with them.
+class Kept {
+  public:
+    void* take(std::size_t size) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        auto best = free_.end();
+        for (auto block = free_.begin(); block != free_.end(); ++block) {
+            const bool fits = block->size >= size && block->size <= size + size / 4;
+            if (fits && (best == free_.end() || block->size < best->size)) best = block;
+        }
+        if (best == free_.end()) return nullptr;
+        const Block taken = *best;
+        free_.erase(best);
+        bytes_ -= taken.size;
+        sizes_[taken.memory] = taken.size;
+        return taken.memory;
+    }
+
+    void remember(void* memory, std::size_t size) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        sizes_[memory] = size;
+    }
+
+    // Whether it is one of those to keep; too many, and the oldest go.
+    bool give_back(void* memory) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        const auto found = sizes_.find(memory);
+        if (found == sizes_.end()) return false;
+        free_.push_back({memory, found->second});
+        bytes_ += found->second;
+        sizes_.erase(found);
+        while (bytes_ > static_cast<std::size_t>(kKeptBytes)) {
+            bytes_ -= free_.front().size;
+            std::free(free_.front().memory);
+            free_.erase(free_.begin());
+        }
+        return true;
+    }
+
+    std::mutex& mutex() { return mutex_; }
+
+  private:
+    std::mutex mutex_;
+    std::vector<Block> free_;
+    std::unordered_map<void*, std::size_t> sizes_;  // of those in use
+    std::size_t bytes_ = 0;
+};
+
+// Never destroyed: tensors may outlive the module.
+Kept& kept() {
+    static Kept* const instance = [] {
+        static Kept* const made = new Kept;
+        // Nobody may hold the lock in a child that has no thread to open it again.
+        pthread_atfork([] { made->mutex().lock(); }, [] { made->mutex().unlock(); }, [] { made->mutex().unlock(); });
+        return made;
+    }();
+    return *instance;
+}
 
 }  // namespace
 
@@ -25,21 +94,24 @@ void advise_large_pages(const void* memory, Index bytes) {
 #endif
 }
 
-void* Buffers::take_bytes(Index bytes) {
-    constexpr std::size_t kLine = 64;
+void* take_memory(Index bytes) {
     const auto wanted = static_cast<std::size_t>(bytes);
-    const std::size_t alignment = wanted >= kLargePage ? kLargePage : kLine;
+    const bool large = wanted >= kLargePage;
+    const std::size_t alignment = large ? kLargePage : kLine;
     const std::size_t size = (wanted + alignment) / alignment * alignment;  // never empty
-    taken_.reserve(taken_.size() + 1);
+    if (large)
+        if (void* memory = kept().take(size)) return memory;
     void* memory = std::aligned_alloc(alignment, size);
     if (!memory) throw std::bad_alloc();
-    taken_.push_back(memory);
-    if (alignment == kLargePage) advise_large_pages(memory, static_cast<Index>(size));
+    if (large) {
+        advise_large_pages(memory, static_cast<Index>(size));
+        kept().remember(memory, size);
+    }
     return memory;
 }
 
-Buffers::~Buffers() {
-    for (void* memory : taken_) std::free(memory);
+void give_memory_back(void* memory) {
+    if (!kept().give_back(memory)) std::free(memory);
 }
 
 }  // namespace throughtime

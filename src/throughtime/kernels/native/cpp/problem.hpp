@@ -117,21 +117,30 @@ class Schedule {
 // Asks for large pages under memory that nobody has touched yet: faster to get, and to find one's way in.
 void advise_large_pages(const void* memory, Index bytes);
 
-// Memory for the length of one call, on lines of the cache and, where there is much of it, on large pages.
+// Memory on lines of the cache and, where there is much of it, on large pages. What is given back is kept for the next
+// call, up to kKeptBytes: fresh memory costs the operating system longer to clear than a step of training to use.
+inline constexpr Index kKeptBytes = Index{1} << 29;
+void* take_memory(Index bytes);
+void give_memory_back(void* memory);
+
+// Memory for the length of one call.
 class Buffers {
   public:
     Buffers() = default;
     Buffers(const Buffers&) = delete;
     Buffers& operator=(const Buffers&) = delete;
-    ~Buffers();
+    ~Buffers() {
+        for (void* memory : taken_) give_memory_back(memory);
+    }
 
     template <class Element>
     Element* take(Index count) {
-        return static_cast<Element*>(take_bytes(count * static_cast<Index>(sizeof(Element))));
+        taken_.reserve(taken_.size() + 1);
+        taken_.push_back(take_memory(count * static_cast<Index>(sizeof(Element))));
+        return static_cast<Element*>(taken_.back());
     }
 
   private:
-    void* take_bytes(Index bytes);
     std::vector<void*> taken_;
 };
 

@@ -710,9 +710,7 @@ void advise_rows(const Problem<Real>& problem, const Real* rows, Index width) {
 
 template <class Format>
 void run_forward(const Problem<typename Format::Real>& problem, int threads) {
-    advise_rows(problem, problem.saved, saved_of(problem.cell) * problem.units);
     advise_rows(problem, problem.outputs, problem.state);
-    advise_rows(problem, problem.cells, problem.units);
     Forward<Format> forward(problem, threads);
     run_together(threads, [&](const Member& member) { forward.run(member); });
     forward.finish();

@@ -1,5 +1,6 @@
 #include "threads.hpp"
 
+#include <dlfcn.h>
 #include <pthread.h>
 #include <sched.h>
 
@@ -74,7 +75,26 @@ class Worker {
     std::thread thread_;
 };
 
+// GNU OpenMP, if this process has it: the entry points of the library that runs PyTorch's parallel operations.
+struct OpenMp {
+    using Work = void (*)(void*);
+    void (*parallel)(Work, void*, unsigned threads, unsigned flags) = nullptr;
+    int (*count)() = nullptr;
+
+    OpenMp() {
+        void* entry = dlsym(RTLD_DEFAULT, "GOMP_parallel");
+        Dl_info found;
+        if (!entry || !dladdr(entry, &found) || !found.dli_fname) return;
+        // From the same library: another OpenMP in the process would know nothing of these threads.
+        void* library = dlopen(found.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+        if (!library) return;
+        count = reinterpret_cast<int (*)()>(dlsym(library, "omp_get_num_threads"));
+        if (count) parallel = reinterpret_cast<void (*)(Work, void*, unsigned, unsigned)>(entry);
+    }
+};
+
 struct Pool {
+    bool forked;
     std::mutex owner;
     std::vector<std::unique_ptr<Worker>> workers;
 };
@@ -84,20 +104,48 @@ Pool* pool = nullptr;
 
 Pool& current_pool() {
     static const bool prepared = [] {
-        pool = new Pool;
+        pool = new Pool{};
         // Threads do not survive a fork: the child leaves the parent's pool alone and begins with a new one.
-        pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+        pthread_atfork(nullptr, nullptr, [] { pool = new Pool{.forked = true}; });
         return true;
     }();
     (void)prepared;
     return *pool;
 }
 
+// With fewer threads than asked for, where OpenMP gives fewer.
+void run_with_openmp(const OpenMp& openmp, int threads, const std::function<void(const Member&)>& work) {
+    struct Shared {
+        const OpenMp& openmp;
+        const std::function<void(const Member&)>& work;
+        Barrier barrier{};
+        std::atomic<int> next{0};
+    } shared{openmp, work};
+    openmp.parallel(
+        [](void* given) {
+            auto& all = *static_cast<Shared*>(given);
+            all.work(Member{all.next++, all.openmp.count(), &all.barrier});
+        },
+        &shared, static_cast<unsigned>(threads), 0);
+}
+
+void run_with_workers(Pool& shared, int threads, const std::function<void(const Member&)>& work) {
+    while (static_cast<int>(shared.workers.size()) < threads - 1) shared.workers.push_back(std::make_unique<Worker>());
+    Barrier barrier;
+    for (int i = 1; i < threads; ++i) {
+        shared.workers[static_cast<std::size_t>(i - 1)]->give([&work, &barrier, i, threads] {
+            work(Member{i, threads, &barrier});
+        });
+    }
+    work(Member{0, threads, &barrier});
+    for (int i = 1; i < threads; ++i) shared.workers[static_cast<std::size_t>(i - 1)]->wait_until_done();
+}
+
 }  // namespace
 
-void Barrier::wait() {
+void Barrier::wait(int members) {
     const unsigned round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members_ - 1) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members - 1) {
         arrived_.store(0, std::memory_order_relaxed);
         round_.store(round + 1, std::memory_order_release);
         return;
@@ -106,21 +154,16 @@ void Barrier::wait() {
 }
 
 void run_together(int threads, const std::function<void(const Member&)>& work) {
+    static const OpenMp openmp;
     Pool& shared = current_pool();
     std::unique_lock<std::mutex> owner(shared.owner, std::defer_lock);
     if (threads <= 1 || !owner.try_lock()) {
         work(Member{0, 1, nullptr});
-        return;
+    } else if (openmp.parallel && !shared.forked) {
+        run_with_openmp(openmp, threads, work);
+    } else {
+        run_with_workers(shared, threads, work);
     }
-    while (static_cast<int>(shared.workers.size()) < threads - 1) shared.workers.push_back(std::make_unique<Worker>());
-    Barrier barrier(threads);
-    for (int i = 1; i < threads; ++i) {
-        shared.workers[static_cast<std::size_t>(i - 1)]->give([&work, &barrier, i, threads] {
-            work(Member{i, threads, &barrier});
-        });
-    }
-    work(Member{0, threads, &barrier});
-    for (int i = 1; i < threads; ++i) shared.workers[static_cast<std::size_t>(i - 1)]->wait_until_done();
 }
 
 }  // namespace throughtime

@@ -9,11 +9,9 @@ namespace throughtime {
 // All members wait here for the last one. Short waits spin; long ones give the core to whoever needs it.
 class Barrier {
   public:
-    explicit Barrier(int members) : members_(members) {}
-    void wait();
+    void wait(int members);
 
   private:
-    const int members_;
     std::atomic<int> arrived_{0};
     std::atomic<unsigned> round_{0};
 };
@@ -25,15 +23,17 @@ struct Member {
     Barrier* barrier;
 
     void wait() const {
-        if (count > 1) barrier->wait();
+        if (count > 1) barrier->wait(count);
     }
 };
 
 // Runs `work` on up to `threads` threads, the caller's among them, and returns when all are done.
 //
-// The workers are made once and kept. A process that has forked makes its own. While one Python thread has them,
-// another's call runs on its own thread alone, so that the cores are never oversubscribed; results are the same for any
-// number of threads.
+// They are the threads that PyTorch's own operations use, where those are GNU OpenMP's: after such an operation they
+// keep their cores busy for some milliseconds, waiting for the next, and threads of our own would have to share with
+// them. Elsewhere, and in a process that has forked, which OpenMP does not survive, they are our own, made once and kept.
+// While one Python thread has them, another's call runs on its own thread alone, so that the cores are never
+// oversubscribed; results are the same for any number of threads.
 void run_together(int threads, const std::function<void(const Member&)>& work);
 
 }  // namespace throughtime

@@ -23,6 +23,7 @@ struct LayerRows {
     float* before;   // (B, H) the state before a block, as the product reads it
     float* outputs;  // (S, B, H)
     float* summed;   // (S, B, H) outputs plus inputs, null without residual connection
+    float* ahead;    // (B, G H) W_hh h of the next step, of few rows, where it is known
 
     const float* results() const { return summed ? summed : outputs; }
 };
@@ -35,6 +36,7 @@ class StepperOf : public Stepper {
     void begin(Index rows) override {
         if (!state_ || rows != state_->rows) state_ = std::make_unique<State>(model_, rows);
         state_->clear(model_);
+        paired_since_ = turn_;
         has_logits_ = false;
     }
 
@@ -45,6 +47,7 @@ class StepperOf : public Stepper {
         const Index block = state_->block;
         const Index rows = state_->rows;
         last_ = (steps - 1) % block;
+        in_pairs_ = steps == 1 && rows <= kFewRows;
         together(rows * std::min(block, steps), threads, [&](const Member& member) {
             for (Index t = 0; t < steps; t += block) {
                 const Index now = std::min(block, steps - t);
@@ -54,7 +57,7 @@ class StepperOf : public Stepper {
             }
             read_out(member, last_);
         });
-        turn_ += steps;
+        count_steps(steps);
         has_logits_ = true;
     }
 
@@ -63,8 +66,9 @@ class StepperOf : public Stepper {
         const Index stride = padded(first.inputs);
         for (Index b = 0; b < rows(); ++b)
             std::copy(inputs + b * first.inputs, inputs + (b + 1) * first.inputs, state_->inputs + b * stride);
+        in_pairs_ = rows() <= kFewRows;
         together(rows(), threads, [&](const Member& member) { advance(member, nullptr, 1, 0); });
-        ++turn_;
+        count_steps(1);
         last_ = 0;
     }
 
@@ -97,11 +101,13 @@ class StepperOf : public Stepper {
         Index made = 0;
         std::int64_t* fed = state_->tokens;
         if (chunk.first) std::copy(chunk.first, chunk.first + rows, fed);
+        in_pairs_ = rows <= kFewRows;
+        const Index waiting = chunk.first ? 0 : 1;  // the first choice needs no step
         together(rows, threads, [&](const Member& member) {
             for (Index i = 0; i < chunk.steps; ++i) {
                 if (i > 0 || chunk.first) {
                     look_up(member, fed, 1);
-                    advance(member, fed, 1, i);
+                    advance(member, fed, 1, i - waiting);
                     read_out(member, 0);
                     member.wait();
                 }
@@ -111,7 +117,7 @@ class StepperOf : public Stepper {
                 if (std::all_of(chunk.alive, chunk.alive + rows, [](std::uint8_t alive) { return !alive; })) break;
             }
         });
-        turn_ += made;
+        count_steps(std::max<Index>(0, made - waiting));
         last_ = 0;
         has_logits_ = true;
         return made;
@@ -127,8 +133,12 @@ class StepperOf : public Stepper {
             for (Index i = 0; i < rows; ++i) {
                 for (const auto& [old, now] : {std::pair{from.h, to.h}, {from.c, to.c}, {from.h, to.before}})
                     std::copy(old + indices[i] * width, old + (indices[i] + 1) * width, now + i * width);
+                const Index wide = model_.layers[l].h.width();
+                if (from.ahead && to.ahead)
+                    std::copy(from.ahead + indices[i] * wide, from.ahead + (indices[i] + 1) * wide, to.ahead + i * wide);
             }
         }
+        if (std::max(next->rows, rows) > kFewRows) paired_since_ = turn_;
         spare_ = std::move(next);
         has_logits_ = false;
     }
@@ -150,6 +160,7 @@ class StepperOf : public Stepper {
             std::copy(row, row + packed.units, (memory ? own.c : own.h) + b * packed.width());
             if (!memory) std::copy(row, row + packed.units, own.before + b * packed.width());
         }
+        paired_since_ = turn_;
         has_logits_ = false;
         return true;
     }
@@ -159,19 +170,18 @@ class StepperOf : public Stepper {
     struct State {
         State(const PackedModelOf<Storage>& model, Index rows_)
             : rows(rows_), block(std::max<Index>(1, kReadRows / std::max<Index>(1, rows_))) {
-            Index most = 0, widest = 0;
+            Index most = 0;
             for (const PackedLayer<Storage>& layer : model.layers) {
                 const Index width = layer.width();
-                widest = std::max(widest, layer.h.width());
                 const bool sums = model.residual && !layers.empty();
                 const auto take = [&](Index count) { return zeros(count * width); };
                 layers.push_back({take(rows), take(rows), take(rows), take(block * rows),
-                                  sums ? take(block * rows) : nullptr});
+                                  sums ? take(block * rows) : nullptr,
+                                  rows <= kFewRows ? zeros(rows * layer.h.width()) : nullptr});
                 if (!layer.from_table) most = std::max(most, layer.h.width());
             }
             if (!model.layers.front().from_table) inputs = zeros(block * rows * padded(model.layers.front().inputs));
             scratch = zeros(block * rows * most);
-            product = zeros(std::min(rows, kFewRows) * widest);
             if (!model.vocabulary) return;
             logits = zeros(rows * model.readout.width());
             tokens = memory.template take<std::int64_t>(rows);
@@ -194,7 +204,6 @@ class StepperOf : public Stepper {
         std::vector<LayerRows> layers;
         float* inputs = nullptr;   // (S, B, I padded)
         float* scratch = nullptr;  // (S, B, G H padded, the most of any layer) what the inputs contribute
-        float* product = nullptr;  // (B, G H padded) W_hh h, of few rows
         float* logits = nullptr;   // (B, V padded)
         std::int64_t* tokens = nullptr;  // (B) fed next
     };
@@ -235,6 +244,11 @@ class StepperOf : public Stepper {
         run_together(count, work);
     }
 
+    void count_steps(Index steps) {
+        turn_ += steps;
+        if (!in_pairs_) paired_since_ = turn_;
+    }
+
     void copy_rows(const float* from, Index stride, Index columns, float* to) const {
         for (Index b = 0; b < rows(); ++b) std::copy(from + b * stride, from + b * stride + columns, to + b * columns);
     }
@@ -271,22 +285,32 @@ class StepperOf : public Stepper {
     }
 
     // All layers over a block of steps. Members must have waited for each other before the next block.
+    //
+    // Steps one at a time, of few rows, wait for the weights: where these are more than a core's own cache holds, what
+    // counts is how often each is read from beyond. So each layer multiplies by W_hh twice in a row at every other step,
+    // there and back: for this step, and ahead for the next one; and W_ih is read in one direction at even steps and in
+    // the other at odd ones. Neighbouring layers take turns, so that a W_ih too is read twice with little in between.
     void advance(const Member& member, const std::int64_t* tokens, Index steps, Index turn) {
+        const bool single = in_pairs_;
         for (std::size_t l = 0; l < model_.layers.size(); ++l) {
             const PackedLayer<Storage>& layer = model_.layers[l];
-            // Weights are read in one direction at even steps and in the other at odd ones: where they are somewhat more
-            // than a core's own cache holds, what was read last is still there.
-            const bool back = steps == 1 && rows() <= kFewRows && (turn_ + turn) % 2;
-            if (!layer.from_table && !back) contribute(member, l, steps);
+            const LayerRows& own = state_->layers[l];
+            const Index time = turn_ + turn;
+            const Index phase = time + static_cast<Index>(l);
+            if (!layer.from_table) contribute(member, l, steps, single && time % 2);
             for (Index s = 0; s < steps; ++s) {
-                if (back) {
-                    step_back(member, l, tokens);
-                } else {
+                if (!single) {
                     step(member, l, s, tokens);
+                } else if (phase % 2 && time > paired_since_) {
+                    each_panel(member, layer.h.panels(), false, [&](Index p) {
+                        advance_panel(l, s, p, tokens, own.ahead + layer.h.place(p), layer.h.width());
+                    });
+                } else {
+                    step_and_keep(member, l, tokens);
                 }
                 member.wait();
             }
-            const LayerRows& own = state_->layers[l];
+            if (single && phase % 2 == 0) look_ahead(member, l);
             each_panel(member, layer.h.panels(), false, [&](Index p) {
                 for (Index b = 0; b < rows(); ++b) {
                     const Index at = b * layer.width() + layer.first_unit(p);
@@ -296,20 +320,16 @@ class StepperOf : public Stepper {
         }
     }
 
-    const float* inputs_of(std::size_t l) const { return l ? state_->layers[l - 1].results() : state_->inputs; }
-
-    // What the rows contribute to layer l's summed inputs, columns of panel p.
-    void contribute_panel(const PackedLayer<Storage>& layer, Index p, Index count, const Operands<Storage>& a) const {
-        const Index place = layer.x.place(p);
-        multiply_panel(layer.x, p, count, a, layer.start + place, state_->scratch + place, layer.x.width());
-    }
-
     // scratch = start + W_ih x for the member's panels and all rows of a block.
-    void contribute(const Member& member, std::size_t l, Index steps) {
+    void contribute(const Member& member, std::size_t l, Index steps, bool back) {
         const PackedLayer<Storage>& layer = model_.layers[l];
+        const PackedMatrix<Storage>& x = layer.x;
         const Index count = steps * rows();
-        const auto a = operands(member, inputs_of(l), padded(layer.inputs), count);
-        each_panel(member, layer.x.panels(), false, [&](Index p) { contribute_panel(layer, p, count, a); });
+        const float* from = l ? state_->layers[l - 1].results() : state_->inputs;
+        const auto a = operands(member, from, padded(layer.inputs), count);
+        each_panel(member, x.panels(), back, [&](Index p) {
+            multiply_panel(x, p, count, a, layer.start + x.place(p), state_->scratch + x.place(p), x.width());
+        });
     }
 
     // Step s of a block, of layer l, for the member's panels, where the inputs have contributed: W_hh h and the cell.
@@ -326,22 +346,24 @@ class StepperOf : public Stepper {
         });
     }
 
-    // A block of one step in the other direction: W_hh h first, then what the inputs contribute.
-    void step_back(const Member& member, std::size_t l, const std::int64_t* tokens) {
-        const PackedLayer<Storage>& layer = model_.layers[l];
-        const PackedMatrix<Storage>& h = layer.h;
-        float* product = state_->product;
-        const auto advance_with = [&](Index p) { advance_panel(l, 0, p, tokens, product + h.place(p), h.width()); };
-        const auto of_h = operands(member, state_->layers[l].before, layer.width(), rows());
-        each_panel(member, h.panels(), true, [&](Index p) {
-            multiply_panel(h, p, rows(), of_h, nullptr, product + h.place(p), h.width());
-            if (layer.from_table) advance_with(p);
+    // The same for a single step, its product where `look_ahead` leaves that of the next one.
+    void step_and_keep(const Member& member, std::size_t l, const std::int64_t* tokens) {
+        const PackedMatrix<Storage>& h = model_.layers[l].h;
+        const LayerRows& own = state_->layers[l];
+        const auto a = operands(member, own.before, model_.layers[l].width(), rows());
+        each_panel(member, h.panels(), false, [&](Index p) {
+            multiply_panel(h, p, rows(), a, nullptr, own.ahead + h.place(p), h.width());
+            advance_panel(l, 0, p, tokens, own.ahead + h.place(p), h.width());
         });
-        if (layer.from_table) return;
-        const auto of_x = operands(member, inputs_of(l), padded(layer.inputs), rows());
+    }
+
+    // W_hh h for the next step, once all members have advanced the layer.
+    void look_ahead(const Member& member, std::size_t l) {
+        const PackedMatrix<Storage>& h = model_.layers[l].h;
+        const LayerRows& own = state_->layers[l];
+        const auto a = operands(member, own.h, model_.layers[l].width(), rows());
         each_panel(member, h.panels(), true, [&](Index p) {
-            contribute_panel(layer, p, rows(), of_x);
-            advance_with(p);
+            multiply_panel(h, p, rows(), a, nullptr, own.ahead + h.place(p), h.width());
         });
     }
 
@@ -418,8 +440,10 @@ class StepperOf : public Stepper {
     std::unique_ptr<State> state_;
     std::unique_ptr<State> spare_;  // of the last reordering
     std::vector<std::unique_ptr<Thread>> threads_;
-    Index turn_ = 0;  // steps made
-    Index last_ = 0;  // the last step within its block
+    Index turn_ = 0;           // steps made
+    bool in_pairs_ = false;    // whether the steps now made look ahead
+    Index paired_since_ = 0;   // all steps since this one have looked ahead in their turn
+    Index last_ = 0;           // the last step within its block
     bool has_logits_ = false;
 };
 

@@ -28,7 +28,7 @@ def explain(model: Any, *, precision: str = "fp32", engine: str = "auto") -> Cho
 
         >>> import throughtime as tt
         >>> model = tt.models.LanguageModel(vocabulary_size=9, hidden_size=8, layer_norm=True)
-        >>> print(tt.decoding.explain(model))  # doctest: +SKIP
+        >>> print(tt.decoding.explain(model))
         decoding LanguageModel: model
             not native: native steps are without layer normalisation inside the cell, which the layer has
 

@@ -27,7 +27,7 @@ from throughtime.kernels.native.generation import (
     Stepper,
 )
 
-pytestmark = pytest.mark.skipif(not library.available_isas(), reason="no native engine here")
+pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 GATES = {"lstm": 4, "gru": 3}

@@ -14,7 +14,7 @@ from torch import Tensor
 from throughtime.kernels.native import library, loss
 from throughtime.kernels.native.loss import linear_cross_entropy, plain_linear_cross_entropy, refusal
 
-pytestmark = pytest.mark.skipif(not library.available_isas(), reason="the native engine is not built here")
+pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
 
 IGNORED = -100
 SIZES = (1, 3, 17, 100, 129)

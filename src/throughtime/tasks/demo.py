@@ -39,7 +39,7 @@ def configuration(minutes: float) -> LanguageConfiguration:
             "data": {"paths": ["stdlib:"], "valid_fraction": 0.05, "tokenizer": "bytes"},
             "model": {"cell": "lstm", "hidden_size": 512, "num_layers": 1, "embedding_size": 64},
             "training": {
-                "batch_size": 32,
+                "batch_size": 16,
                 "window": 128,
                 "max_minutes": minutes,
                 "learning_rate": 0.004,

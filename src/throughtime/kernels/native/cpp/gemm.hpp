@@ -69,6 +69,8 @@ struct TileCall {
     int columns;         // of the last panel
     bool add;            // to what C holds; otherwise to `start`
     const Real* start;   // (columns) the rows' first value, null for zero
+    const Packed* ahead;  // what of B to bring near meanwhile, laid out as b is; null for nothing
+    Index ahead_step;     // how far that goes with each unit
 };
 
 template <class Format, Layout layout, int Rows, int Panels, int Vectors>
@@ -92,7 +94,20 @@ void tile_kernel(const TileCall<Format>& call) {
     const Packed* b = call.b;
     const Index stride = call.stride;
     const Index panel_stride = call.panel_stride;
+    // C will be wanted at the end: it comes while the sums are made.
+#pragma GCC unroll 16
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+        for (int v = 0; v < kAll; ++v) __builtin_prefetch(call.c[r] + call.column + v * kLanes<Real>, 1);
+    const Packed* ahead = call.ahead ? call.ahead : b;
+    const Index ahead_step = call.ahead ? call.ahead_step : 0;
     for (Index unit = 0; unit < call.units; ++unit) {
+#pragma GCC unroll 4
+        for (int p = 0; p < Panels; ++p) {
+            __builtin_prefetch(ahead + p * panel_stride, 0, 2);
+            __builtin_prefetch(ahead + p * panel_stride + kLanes<Real> * kUnit, 0, 2);
+        }
+        ahead += ahead_step;
         typename Format::Block of_b[kAll];
 #pragma GCC unroll 8
         for (int v = 0; v < kAll; ++v)
@@ -144,6 +159,13 @@ void tile_kernel(const TileCall<Format>& call) {
             c[j] = before + tile[r][j];
         }
     }
+}
+
+// The next panel is brought near a piece with each of `calls` calls.
+template <class Format>
+inline void look_ahead(TileCall<Format>& call, const typename Format::Packed* next, Index index, Index calls) {
+    call.ahead_step = ceil_divide(kWidth<Format> * Format::kUnit, calls);
+    call.ahead = next ? next + index * call.units * call.ahead_step : nullptr;
 }
 
 template <class Format>
@@ -359,9 +381,13 @@ void multiply_block(Index begin, Index end, const SourceOfA& a, const Panels<For
                 call.column = group * columns.group_stride + (p - columns.first) * kWidth<Format>;
                 call.start = start ? start + call.column : nullptr;
                 const int last_columns = columns.padded ? kWidth<Format> : b.panel_columns(panel + now - 1);
+                const bool more = p + now < columns.last || group + 1 < b.groups;
+                const Index following = p + now < columns.last ? panel + now : (group + 1) * b.group_panels() + columns.first;
+                const auto* next = more ? b.panel(following) + k0 * kWidth<Format> : nullptr;
                 for (Index tile = 0; tile < tiles.count; ++tile) {
                     call.a = scratch + tile_offset<Format, kLayout>(tiles, tile, call.stride);
                     call.c = c.data() + tiles.begin(tile);
+                    look_ahead(call, next, tile, tiles.count);
                     multiply_tile<Format, kLayout>(tiles.height(tile), call, now, last_columns);
                 }
             }

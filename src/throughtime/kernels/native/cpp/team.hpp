@@ -84,6 +84,9 @@ void multiply_step(const StepProduct<Format>& step, const Split& split, const Gr
         for (; taken < kPassTiles && next < tiles.all.count && tiles.all.begin(next) < running; next += tiles.step)
             pass[taken++] = next;
         const Index at_once = panels_at_once(tiles.all.height(pass[0]));
+        const auto block = [&](Index p, Index k0, Index group) {
+            return b.panel((step.first_group + group) * b.group_panels() + p) + (step.first_depth + k0) * kWidth<Format>;
+        };
         for (Index p = split.first_panel(b.group_panels()); p < end_panel; p += at_once) {
             const Index panels = std::min(at_once, end_panel - p);
             const Index width = panels * kWidth<Format>;
@@ -96,14 +99,17 @@ void multiply_step(const StepProduct<Format>& step, const Split& split, const Gr
                 call.c = rows.data();
                 call.add = k0 > 0;
                 for (Index group = 0; group < step.groups; ++group) {
-                    call.b = b.panel((step.first_group + group) * b.group_panels() + p) +
-                             (step.first_depth + k0) * kWidth<Format>;
+                    call.b = block(p, k0, group);
+                    const auto* next = group + 1 < step.groups ? block(p, k0, group + 1)
+                                       : k0 + kBlockDepth < step.depth ? block(p, k0 + kBlockDepth, 0)
+                                       : block(p + at_once < end_panel ? p + at_once : split.first_panel(b.group_panels()), 0, 0);
                     Index row = 0;
                     for (std::size_t i = 0; i < taken; ++i) {
                         const int height = tiles.all.height(pass[i]);
                         for (int r = 0; r < height; ++r)
                             rows[static_cast<std::size_t>(r)] = scratch + ((row + r) * step.groups + group) * width;
                         call.a = step.operand + tiles.all.begin(pass[i]) * step.stride + k0;
+                        look_ahead(call, next, static_cast<Index>(i), static_cast<Index>(taken));
                         multiply_tile<Format, Layout::kRowMajor>(height, call, panels, kWidth<Format>);
                         row += height;
                     }

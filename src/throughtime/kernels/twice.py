@@ -6,8 +6,8 @@ that it works for every layer in every mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from throughtime.kernels.recurrence import Recurrence, Unfolded
 from throughtime.kernels.reference import ReferenceEngine
 
 Run = Callable[[Recurrence], Unfolded]
+Rebuild = Callable[[Sequence[Tensor | None]], Recurrence]
 
 
 def differentiable_twice(call: Recurrence, run: Run) -> Unfolded:
@@ -27,7 +28,7 @@ def differentiable_twice(call: Recurrence, run: Run) -> Unfolded:
     # How the results are grouped is learnt in the forward pass: autograd passes flat tuples.
     groups: list[Unfolded] = []
     results = _Twice.apply(call, run, groups, *tensors)  # type: ignore[no-untyped-call]
-    return _grouped(results, groups[0])
+    return grouped(results, groups[0])
 
 
 class _Twice(torch.autograd.Function):
@@ -38,59 +39,73 @@ class _Twice(torch.autograd.Function):
         ctx: Any, call: Recurrence, run: Run, groups: list[Unfolded], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*tensors)
-        # Tensors are autograd's to keep, to free and to guard against changes in place: here are only their shapes.
-        ctx.call = _with_tensors(call, [None if t is None else torch.empty_like(t, device="meta") for t in tensors])
+        # Tensors are autograd's to keep, to free and to guard against changes in place.
+        ctx.rebuild = rebuilder(call)
         ctx.run = run
-        ctx.autocast = _autocast_now(call.inputs.device.type)
-        ctx.leaves, unfolded = _on_leaves(call, tensors, run)
+        ctx.autocast = autocast_now(call.inputs.device.type)
+        ctx.leaves, unfolded = _on_leaves(ctx.rebuild, tensors, run)
         groups.append(unfolded)
-        ctx.results = _flat(unfolded)
+        ctx.results = flat(unfolded)
         ctx.set_materialize_grads(False)
         return tuple(result.detach() for result in ctx.results)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        twice = torch.is_grad_enabled()
         tensors = ctx.saved_tensors
-        if twice:
-            # Aliases end the search for gradients here: where one of these tensors was made from another (the state
-            # from the same weights, in an earlier call), that path is autograd's to follow, and to count once.
-            leaves = [t if t is None or not t.requires_grad else t.view_as(t) for t in tensors]
+        if torch.is_grad_enabled():
             with ctx.autocast():
-                results = _flat(ReferenceEngine().run(_with_tensors(ctx.call, leaves)))
-        else:
-            if ctx.results is None:  # a second plain backward over a kept graph
-                with ctx.autocast():
-                    ctx.leaves, unfolded = _on_leaves(ctx.call, tensors, ctx.run)
-                    ctx.results = _flat(unfolded)
-            leaves, results = ctx.leaves, ctx.results
-            # The kernel's workspace goes as soon as autograd's own buffers would.
-            ctx.leaves = ctx.results = None
-        wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-        pairs = [(r, g) for r, g in zip(results, gradients, strict=True) if g is not None and r.requires_grad]
-        if not pairs:
-            return (None, None, None, *[None for _ in leaves])
-        found = iter(
-            torch.autograd.grad(
-                [result for result, _ in pairs],
-                wanted,
-                [gradient for _, gradient in pairs],
-                create_graph=twice,
-                allow_unused=True,
-            )
+                return (None, None, None, *reference_gradients(ctx.rebuild, tensors, gradients))
+        if ctx.results is None:  # a second plain backward over a kept graph
+            with ctx.autocast():
+                ctx.leaves, unfolded = _on_leaves(ctx.rebuild, tensors, ctx.run)
+                ctx.results = flat(unfolded)
+        leaves, results = ctx.leaves, ctx.results
+        # The kernel's workspace goes as soon as autograd's own buffers would.
+        ctx.leaves = ctx.results = None
+        return (None, None, None, *_gradients(leaves, results, gradients, create_graph=False))
+
+
+def reference_gradients(
+    rebuild: Rebuild, tensors: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of a call's tensors by way of the reference path, to be differentiated further.
+
+    `gradients` are those of the flat results.
+    """
+    # Aliases end the search for gradients here: where one of these tensors was made from another (the state from the
+    # same weights, in an earlier call), that path is autograd's to follow, and to count once.
+    leaves = [t if t is None or not t.requires_grad else t.view_as(t) for t in tensors]
+    results = flat(ReferenceEngine().run(rebuild(leaves)))
+    return _gradients(leaves, results, gradients, create_graph=True)
+
+
+def _gradients(
+    leaves: Sequence[Tensor | None], results: Sequence[Tensor], gradients: Sequence[Tensor | None], create_graph: bool
+) -> list[Tensor | None]:
+    wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
+    pairs = [(r, g) for r, g in zip(results, gradients, strict=True) if g is not None and r.requires_grad]
+    if not pairs:
+        return [None for _ in leaves]
+    found = iter(
+        torch.autograd.grad(
+            [result for result, _ in pairs],
+            wanted,
+            [gradient for _, gradient in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
         )
-        of_leaves = [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
-        return (None, None, None, *of_leaves)
+    )
+    return [next(found) if leaf is not None and leaf.requires_grad else None for leaf in leaves]
 
 
-def _on_leaves(call: Recurrence, tensors: Any, run: Run) -> tuple[list[Tensor | None], Unfolded]:
+def _on_leaves(rebuild: Rebuild, tensors: Any, run: Run) -> tuple[list[Tensor | None], Unfolded]:
     """Run on detached leaves, with a graph of its own from the leaves to the results."""
     leaves = [None if t is None else t.detach().requires_grad_(t.requires_grad) for t in tensors]
     with torch.enable_grad():
-        return leaves, run(_with_tensors(call, leaves))
+        return leaves, run(rebuild(leaves))
 
 
-def _autocast_now(device_type: str) -> Callable[[], torch.autocast]:
+def autocast_now(device_type: str) -> Callable[[], torch.autocast]:
     """The autocast in force, to be entered again in the backward pass, which runs outside of it."""
     enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
     return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)
@@ -102,20 +117,28 @@ def differentiable_tensors(call: Recurrence) -> list[Tensor | None]:
     return [call.inputs, *call.state, *cell.weights]
 
 
-def _with_tensors(call: Recurrence, tensors: Any) -> Recurrence:
-    """The same call on other tensors, in the order of `differentiable_tensors`."""
+def rebuilder(call: Recurrence) -> Rebuild:
+    """What makes the call anew on other `differentiable_tensors`, in their order, and holds on to none."""
     cell: Any = call.cell
-    inputs, *rest = tensors
-    fields = len(call.state)
-    weights = type(cell.weights)(*rest[fields:])
-    return replace(call, inputs=inputs, state=type(call.state)(*rest[:fields]), cell=replace(cell, weights=weights))
+    of_cell = {field.name: getattr(cell, field.name) for field in fields(cell) if field.name != "weights"}
+    of_call = {f.name: getattr(call, f.name) for f in fields(call) if f.name not in ("cell", "inputs", "state")}
+    cell_type, weights_type, state_type, count = type(cell), type(cell.weights), type(call.state), len(call.state)
+
+    def rebuild(tensors: Sequence[Tensor | None]) -> Recurrence:
+        inputs: Any
+        inputs, *rest = tensors
+        of_weights = weights_type(*rest[count:])
+        return Recurrence(cell_type(weights=of_weights, **of_cell), inputs, state_type(*rest[:count]), **of_call)
+
+    return rebuild
 
 
-def _flat(unfolded: Unfolded) -> tuple[Tensor, ...]:
+def flat(unfolded: Unfolded) -> tuple[Tensor, ...]:
+    """Its tensors one after another."""
     return (unfolded.outputs, *unfolded.final_state, *(unfolded.states or ()), *(unfolded.gates or ()))
 
 
-def _grouped(results: tuple[Tensor, ...], like: Unfolded) -> Unfolded:
+def grouped(results: tuple[Tensor, ...], like: Unfolded) -> Unfolded:
     """Flat results in the groups of `like`."""
     rest = iter(results[1:])
     return Unfolded(

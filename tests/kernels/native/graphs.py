@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import throughtime as tt
-from throughtime.kernels.native.engine import _arguments
+from throughtime.kernels.native.translation import arguments_of
 
 T, B, I, H = 5, 3, 2, 4  # noqa: E741
 LAYERS = ["RNN", "LSTM", "GRU"]
@@ -193,7 +193,7 @@ def the_operator_itself() -> Iterator[Case]:
 
     def check(name: str, ragged: bool) -> None:
         call = next(iter(made(name).recurrences(data(), lengths=RAGGED if ragged else None)))[1]
-        arguments, _ = _arguments(call)
+        arguments = arguments_of(call)
         leaves = {n: v.detach().clone().requires_grad_() for n, v in arguments._asdict().items() if _differentiable(v)}
         torch.library.opcheck(
             torch.ops.throughtime.recurrence.default,

@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensorMode
 import throughtime as tt
 from throughtime.errors import EngineError
 from throughtime.kernels.native import library, operators
-from throughtime.kernels.native.engine import _arguments
+from throughtime.kernels.native.translation import arguments_of
 
 pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
 
@@ -69,7 +69,7 @@ def operands(kind: str, how: str) -> list[Any]:
     if how == "masked":
         sizes = [field.shape[1] for field in call.state]
         call = replace(call, recurrent_mask=data(B, sizes[0]), zoneout=[data(T, B, size).abs() for size in sizes])
-    arguments, _ = _arguments(replace(call, reverse=how == "ragged, backwards"))
+    arguments = arguments_of(replace(call, reverse=how == "ragged, backwards"))
     leaves = {
         name: getattr(arguments, name).detach().clone().requires_grad_()
         for name in operators.DIFFERENTIABLE

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 from throughtime.kernels.native import library
-from throughtime.kernels.native.arguments import Arguments
+from throughtime.kernels.native.autograd import run_differentiably
 from throughtime.kernels.native.custom import engine as custom
 from throughtime.kernels.native.operators import recurrence
+from throughtime.kernels.native.translation import PRECISIONS, arguments_of, unfolded_of
 from throughtime.kernels.recurrence import Recurrence, Unfolded
-from throughtime.kernels.twice import differentiable_tensors, differentiable_twice
-
-_PRECISIONS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+from throughtime.kernels.twice import differentiable_tensors
 
 
 class NativeEngine:
@@ -38,7 +36,13 @@ class NativeEngine:
         """Run the native operator."""
         if call.cell.family == "custom":
             return custom.run(call)
-        return _run(call) if torch.compiler.is_compiling() else differentiable_twice(call, _run)
+        keep = call.record or (
+            torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable_tensors(call))
+        )
+        if keep and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return run_differentiably(call)
+        arguments = arguments_of(call)
+        return unfolded_of(call, arguments, recurrence(arguments, keep))
 
 
 def _missing_reason() -> str | None:
@@ -55,7 +59,7 @@ def _beyond(call: Recurrence) -> str | None:
     cell: Any = call.cell
     if cell.weights.gain_ih is not None:
         return "the native engine has no layer normalisation inside the cell"
-    if call.inputs.dtype not in _PRECISIONS or cell.weights.weight_hh.dtype not in _PRECISIONS:
+    if call.inputs.dtype not in PRECISIONS or cell.weights.weight_hh.dtype not in PRECISIONS:
         return f"the native engine computes in float32, float64 and bfloat16, not in {call.inputs.dtype}"
     masks = [call.recurrent_mask, *(call.zoneout or ())]
     if any(mask is not None and mask.requires_grad for mask in masks):
@@ -72,69 +76,3 @@ def _transformed() -> str | None:
     if forward_ad._current_level >= 0:
         return "the native engine has no forward-mode derivative"
     return None
-
-
-def _run(call: Recurrence) -> Unfolded:
-    arguments, dtype = _arguments(call)
-    keep = call.record or (
-        torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable_tensors(call))
-    )
-    outputs, h, c, saved, cells = recurrence(arguments, keep)
-    state_type: Any = type(call.state)
-    if dtype != outputs.dtype:
-        outputs, h, c = outputs.to(dtype), h.to(dtype), c.to(dtype)
-    state = state_type(h, c) if arguments.c_first is not None else state_type(h)
-    if not call.record:
-        return Unfolded(outputs, state)
-    states = state_type(outputs, cells.to(dtype)) if arguments.c_first is not None else state_type(outputs)
-    values = saved.to(dtype).chunk(arguments.saved_values, 2)  # (T, B, H) each
-    cell: Any = call.cell
-    return Unfolded(outputs, state, states, cell.gates_type(*values[: len(cell.gates_type._fields)]))
-
-
-def _arguments(call: Recurrence) -> tuple[Arguments, torch.dtype]:
-    """The operator's arguments, and the dtype that results are wanted in.
-
-    bfloat16 is a precision of products: sums, gates and states are float32, and so is all that is handed over.
-    """
-    cell: Any = call.cell
-    weights = cell.weights
-    dtype = weights.weight_hh.dtype
-    precision = _PRECISIONS[dtype]
-    if torch.is_autocast_enabled("cpu") and dtype == torch.float32:
-        precision = _PRECISIONS.get(torch.get_autocast_dtype("cpu"), precision)
-    computed = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def given(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(computed)
-
-    zoneout = [*(call.zoneout or ()), None, None]
-    arguments = Arguments(
-        _native_name(cell),
-        precision,
-        call.reverse,
-        call.inputs.to(computed),
-        weights.weight_ih.to(computed),
-        weights.weight_hh.to(computed),
-        given(getattr(weights, "weight_hr", None)),
-        given(weights.bias_ih),
-        given(weights.bias_hh),
-        given(getattr(weights, "weight_peephole", None)),
-        call.state[0].to(computed),
-        call.state[1].to(computed) if len(call.state) > 1 else None,
-        call.lengths,
-        call.resets,
-        given(call.recurrent_mask),
-        given(zoneout[0]),
-        given(zoneout[1]) if len(call.state) > 1 else None,
-    )
-    return arguments, dtype
-
-
-def _native_name(cell: Any) -> str:
-    """Which of the engine's cells has these equations."""
-    if cell.family == "rnn":
-        return f"rnn_{cell.nonlinearity}"
-    if cell.family == "lstm":
-        return "lstm" if cell.weights.weight_hr is None else "lstm_projected"
-    return "gru" if cell.reset_after else "gru_before"

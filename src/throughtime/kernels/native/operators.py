@@ -59,6 +59,25 @@ def recurrence(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor
     return results
 
 
+def recurrence_backward(
+    arguments: Arguments,
+    outputs: Tensor,
+    saved: Tensor,
+    cells: Tensor,
+    gradients: tuple[Tensor | None, ...],
+    wanted: list[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of `DIFFERENTIABLE`, an empty tensor for each that is not wanted, given those of the results.
+
+    `gradients` has one for each of what `recurrence` returns, None for zero.
+    """
+    d_outputs, d_h_last, d_c_last, d_saved, d_cells = gradients
+    found: tuple[Tensor, ...] = torch.ops.throughtime.recurrence_backward(
+        *arguments, outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted
+    )
+    return found
+
+
 def _results(
     arguments: Arguments, keep: bool, new_kept: Callable[[Arguments, int], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -189,10 +208,7 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, 
             "torch.ops.throughtime.recurrence: its gradient cannot be differentiated again; "
             "tt.nn layers and tt.unfold take another path for that"
         )
-    d_outputs, d_h_last, d_c_last, d_saved, d_cells = gradients
-    found = torch.ops.throughtime.recurrence_backward(
-        *arguments, outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted
-    )
+    found = recurrence_backward(arguments, outputs, saved, cells, gradients, wanted)
     by_name = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, wanted, strict=True) if want}
     return (*(by_name.get(name) for name in Arguments._fields), None)
 

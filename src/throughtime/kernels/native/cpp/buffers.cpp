@@ -15,7 +15,10 @@ namespace throughtime {
 namespace {
 
 constexpr std::size_t kLine = 64;
+constexpr std::size_t kPage = std::size_t{1} << 12;
 constexpr std::size_t kLargePage = std::size_t{1} << 21;
+// From here on the allocator asks the operating system each time, for pages to be cleared.
+constexpr std::size_t kWorthKeeping = std::size_t{1} << 16;
 
 struct Block {
     void* memory;
@@ -96,17 +99,15 @@ void advise_large_pages(const void* memory, Index bytes) {
 
 void* take_memory(Index bytes) {
     const auto wanted = static_cast<std::size_t>(bytes);
-    const bool large = wanted >= kLargePage;
-    const std::size_t alignment = large ? kLargePage : kLine;
+    const bool keep = wanted >= kWorthKeeping;
+    const std::size_t alignment = wanted >= kLargePage ? kLargePage : keep ? kPage : kLine;
     const std::size_t size = (wanted + alignment) / alignment * alignment;  // never empty
-    if (large)
+    if (keep)
         if (void* memory = kept().take(size)) return memory;
     void* memory = std::aligned_alloc(alignment, size);
     if (!memory) throw std::bad_alloc();
-    if (large) {
-        advise_large_pages(memory, static_cast<Index>(size));
-        kept().remember(memory, size);
-    }
+    if (wanted >= kLargePage) advise_large_pages(memory, static_cast<Index>(size));
+    if (keep) kept().remember(memory, size);
     return memory;
 }
 

@@ -99,15 +99,15 @@ void tile_kernel(const TileCall<Format>& call) {
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kAll; ++v) __builtin_prefetch(call.c[r] + call.column + v * kLanes<Real>, 1);
+    // Few rows pass several panels' loads too fast for any call ahead to gain.
     const Packed* ahead = call.ahead ? call.ahead : b;
     const Index ahead_step = call.ahead ? call.ahead_step : 0;
     for (Index unit = 0; unit < call.units; ++unit) {
-#pragma GCC unroll 4
-        for (int p = 0; p < Panels; ++p) {
-            __builtin_prefetch(ahead + p * panel_stride, 0, 2);
-            __builtin_prefetch(ahead + p * panel_stride + kLanes<Real> * kUnit, 0, 2);
+        if constexpr (Panels == 1) {
+            __builtin_prefetch(ahead, 0, 2);
+            __builtin_prefetch(ahead + kLanes<Real> * kUnit, 0, 2);
+            ahead += ahead_step;
         }
-        ahead += ahead_step;
         typename Format::Block of_b[kAll];
 #pragma GCC unroll 8
         for (int v = 0; v < kAll; ++v)
@@ -174,26 +174,27 @@ using TileKernel = void (*)(const TileCall<Format>&);
 // Few rows leave most registers free: several panels at once then keep enough sums under way.
 inline constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
-template <class Format, Layout layout, bool Several, int... Row>
+template <class Format, Layout layout, int Panels, int... Row>
 constexpr auto kernel_table(std::integer_sequence<int, Row...>) {
     return std::array<std::array<TileKernel<Format>, sizeof...(Row)>, kPanelVectors>{
-        {{{tile_kernel<Format, layout, Row + 1, Several ? panels_at_once(Row + 1) : 1, 1>...}},
-         {{tile_kernel<Format, layout, Row + 1, Several ? panels_at_once(Row + 1) : 1, 2>...}}}};
+        {{{tile_kernel<Format, layout, Row + 1, std::min(Panels, panels_at_once(Row + 1)), 1>...}},
+         {{tile_kernel<Format, layout, Row + 1, std::min(Panels, panels_at_once(Row + 1)), 2>...}}}};
 }
 
 // One tile times panels [first, last), whose columns follow one another in C.
 template <class Format, Layout layout>
 inline void multiply_tile(int rows, TileCall<Format> call, Index panels, int last_columns) {
-    static constexpr auto one = kernel_table<Format, layout, false>(std::make_integer_sequence<int, kTileRows>{});
-    static constexpr auto several = kernel_table<Format, layout, true>(std::make_integer_sequence<int, kTileRows>{});
-    const int at_once = panels_at_once(rows);
+    constexpr auto kRows = std::make_integer_sequence<int, kTileRows>{};
+    static constexpr auto one = kernel_table<Format, layout, 1>(kRows);
+    static constexpr auto two = kernel_table<Format, layout, 2>(kRows);
+    static constexpr auto four = kernel_table<Format, layout, 4>(kRows);
+    const Index most = panels_at_once(rows);
     const auto r = static_cast<std::size_t>(rows - 1);
     while (panels > 0) {
-        const bool group = panels >= at_once;
-        const Index taken = group ? at_once : 1;
+        const Index taken = panels >= 4 && most >= 4 ? 4 : panels >= 2 && most >= 2 ? 2 : 1;
         call.columns = panels == taken ? last_columns : kWidth<Format>;
         const auto vectors = static_cast<std::size_t>((call.columns - 1) / kLanes<typename Format::Real>);
-        (group ? several : one)[vectors][r](call);
+        (taken == 4 ? four : taken == 2 ? two : one)[vectors][r](call);
         panels -= taken;
         call.b += taken * call.panel_stride;
         call.column += taken * kWidth<Format>;

@@ -118,9 +118,9 @@ void run_with_openmp(const OpenMp& openmp, int threads, const std::function<void
     struct Shared {
         const OpenMp& openmp;
         const std::function<void(const Member&)>& work;
-        Barrier barrier{};
+        Barrier barrier;
         std::atomic<int> next{0};
-    } shared{openmp, work};
+    } shared{openmp, work, Barrier(threads)};
     openmp.parallel(
         [](void* given) {
             auto& all = *static_cast<Shared*>(given);
@@ -131,7 +131,7 @@ void run_with_openmp(const OpenMp& openmp, int threads, const std::function<void
 
 void run_with_workers(Pool& shared, int threads, const std::function<void(const Member&)>& work) {
     while (static_cast<int>(shared.workers.size()) < threads - 1) shared.workers.push_back(std::make_unique<Worker>());
-    Barrier barrier;
+    Barrier barrier(threads);
     for (int i = 1; i < threads; ++i) {
         shared.workers[static_cast<std::size_t>(i - 1)]->give([&work, &barrier, i, threads] {
             work(Member{i, threads, &barrier});
@@ -143,14 +143,18 @@ void run_with_workers(Pool& shared, int threads, const std::function<void(const 
 
 }  // namespace
 
-void Barrier::wait(int members) {
-    const unsigned round = round_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == members - 1) {
-        arrived_.store(0, std::memory_order_relaxed);
-        round_.store(round + 1, std::memory_order_release);
-        return;
+Barrier::Barrier(int most_members) : lines_(static_cast<std::size_t>(most_members)) {}
+
+void Barrier::wait(int index, int members) {
+    Line& own = lines_[static_cast<std::size_t>(index)];
+    const unsigned time = ++own.passed;
+    for (int round = 0, distance = 1; distance < members; ++round, distance *= 2) {
+        Line& other = lines_[static_cast<std::size_t>((index + distance) % members)];
+        other.told[round].store(time, std::memory_order_release);
+        // Who tells may be one time ahead already.
+        const auto told = [&] { return static_cast<int>(own.told[round].load(std::memory_order_acquire) - time) >= 0; };
+        while (!spin_until(told)) sched_yield();
     }
-    while (!spin_until([&] { return round_.load(std::memory_order_acquire) != round; })) sched_yield();
 }
 
 void run_together(int threads, const std::function<void(const Member&)>& work) {

@@ -3,17 +3,25 @@
 
 #include <atomic>
 #include <functional>
+#include <vector>
 
 namespace throughtime {
 
-// All members wait here for the last one. Short waits spin; long ones give the core to whoever needs it.
+// All members wait here for the last one, in log2(members) rounds in each of which everybody tells one and hears from one
+// (Hensgen, Finkel & Manber 1988). Short waits spin; long ones give the core to whoever needs it.
 class Barrier {
   public:
-    void wait(int members);
+    explicit Barrier(int most_members);
+    void wait(int index, int members);
 
   private:
-    std::atomic<int> arrived_{0};
-    std::atomic<unsigned> round_{0};
+    static constexpr int kRounds = 15;  // enough for 32,768 members
+    // Each on a line of the cache that nobody else looks at.
+    struct alignas(64) Line {
+        unsigned passed = 0;                         // how often its owner has waited here
+        std::atomic<unsigned> told[kRounds] = {};  // what it was told in each round
+    };
+    std::vector<Line> lines_;
 };
 
 // One member's view of its team.
@@ -23,7 +31,7 @@ struct Member {
     Barrier* barrier;
 
     void wait() const {
-        if (count > 1) barrier->wait(count);
+        if (count > 1) barrier->wait(index, count);
     }
 };
 

@@ -1,0 +1,101 @@
+"""The native recurrence as one node of autograd's graph.
+
+The operator has a derivative of its own, for compilers and exporters; a program that runs as it is written meets this
+node instead: it leads to the same kernels with less on the way, and it can be differentiated twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime.kernels.native.arguments import Arguments
+from throughtime.kernels.native.operators import DIFFERENTIABLE, recurrence, recurrence_backward
+from throughtime.kernels.native.translation import arguments_of, unfolded_of
+from throughtime.kernels.recurrence import Recurrence, Unfolded
+from throughtime.kernels.twice import (
+    autocast_now,
+    differentiable_tensors,
+    flat,
+    grouped,
+    rebuilder,
+    reference_gradients,
+)
+
+
+def run_differentiably(call: Recurrence) -> Unfolded:
+    """The call, with derivatives of every order."""
+    # How the results are grouped is learnt in the forward pass: autograd passes flat tuples.
+    groups: list[Unfolded] = []
+    results = _Node.apply(call, groups, *differentiable_tensors(call))  # type: ignore[no-untyped-call]
+    return grouped(results, groups[0])
+
+
+class _Node(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Recurrence, groups: list[Unfolded], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        arguments = arguments_of(call)
+        results = recurrence(arguments, keep=True)
+        unfolded = unfolded_of(call, arguments, results)
+        groups.append(unfolded)
+        ctx.rebuild = rebuilder(call)
+        ctx.names, ctx.record = _names(call), call.record
+        ctx.plain = arguments[:3]
+        ctx.autocast = autocast_now("cpu")
+        outputs, _, _, saved, cells = results
+        ctx.save_for_backward(*tensors, *arguments[3:], outputs, saved, cells)
+        ctx.set_materialize_grads(False)
+        return tuple(result.detach() for result in flat(unfolded))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        *tensors, outputs, saved, cells = ctx.saved_tensors
+        count = len(Arguments._fields) - len(ctx.plain)
+        tensors, given = tensors[:-count], tensors[-count:]
+        if torch.is_grad_enabled():
+            with ctx.autocast():
+                return (None, None, *reference_gradients(ctx.rebuild, tensors, gradients))
+        arguments = Arguments(*ctx.plain, *given)
+        names = ctx.names
+        wanted = [name in names and ctx.needs_input_grad[2 + names.index(name)] for name in DIFFERENTIABLE]
+        of_results = _gradients_of_results(arguments, ctx.record, saved, gradients)
+        if not any(wanted) or all(gradient is None for gradient in of_results):
+            return (None,) * (2 + len(names))
+        found = recurrence_backward(arguments, outputs, saved, cells, of_results, wanted)
+        by_name = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, wanted, strict=True) if want}
+        return (None, None, *(by_name.get(name) for name in names))
+
+
+def _names(call: Recurrence) -> list[str]:
+    """What the operator calls each of `differentiable_tensors`."""
+    cell: Any = call.cell
+    return ["inputs", *("h_first", "c_first")[: len(call.state)], *cell.weights._fields]
+
+
+def _gradients_of_results(
+    arguments: Arguments, record: bool, saved: Tensor, gradients: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the operator's results (outputs, h, c, saved, cells), from those of what was made of them."""
+    rest = iter(gradients)
+
+    def given() -> Tensor | None:
+        gradient = next(rest)
+        return None if gradient is None else gradient.to(saved.dtype)
+
+    lstm = arguments.c_first is not None
+    d_outputs, d_h, d_c = given(), given(), given() if lstm else None
+    if not record:
+        return d_outputs, d_h, d_c, None, None
+    d_states, d_cells = given(), given() if lstm else None
+    d_gates = [None if gradient is None else gradient.to(saved.dtype) for gradient in rest]
+    if d_states is not None:
+        d_outputs = d_states if d_outputs is None else d_outputs + d_states
+    d_saved = None
+    if any(gradient is not None for gradient in d_gates):
+        d_saved = torch.zeros_like(saved)
+        for part, gradient in zip(d_saved.chunk(arguments.saved_values, 2), d_gates, strict=False):
+            if gradient is not None:
+                part.copy_(gradient)
+    return d_outputs, d_h, d_c, d_saved, d_cells

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -370,6 +371,28 @@ def test_progress_goes_from_nothing_to_all(make_trainer: MakeTrainer) -> None:
     assert [step for _, step, _ in updates] == [1, 4, 8]
     assert updates[-1][0] == 1.0
     assert updates[-1][2]["tokens_per_second"] > 0
+
+
+def test_evaluating_and_saving_do_not_count_in_tokens_per_second(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def taking(seconds: float, function: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any, **options: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return function(*args, **options)
+
+        return slow
+
+    trainer = make_trainer(max_steps=16)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(trainer.task, "loss", taking(1, trainer.task.loss))
+    monkeypatch.setattr(trainer.task, "evaluate", taking(100, trainer.task.evaluate))
+    monkeypatch.setattr(trainer.store, "save", taking(10, trainer.store.save))
+    trainer.fit()
+    assert [line["tokens_per_second"] for line in records(trainer, "train")] == [24.0] * 4
 
 
 def test_the_terminal_is_not_taken_when_the_log_cannot_be_opened(

@@ -256,9 +256,10 @@ class _Fit:
     @contextmanager
     def _paused(self) -> Iterator[None]:
         """Time in the block does not count in tokens per second."""
-        before = time.monotonic()
+        started, before = self.window.started, time.monotonic()
         yield
-        self.window.started += time.monotonic() - before
+        # From where the clock stood before: a block within this one has moved it already.
+        self.window.started = started + time.monotonic() - before
 
     def _evaluate(self) -> None:
         self._check_finite()

@@ -6,6 +6,7 @@ As operators, with shapes known ahead (fake tensors) and a registered derivative
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,9 @@ _operators.define(
     "Tensor d_weight_peephole, Tensor d_h_first, Tensor d_c_first)",
     tags=torch.Tag.needs_exact_strides,
 )
+
+# Elements of a tensor from which on the allocator asks the operating system for it each time.
+_WORTH_KEEPING = 1 << 15
 
 # The arguments that have gradients, in the order of the operator's; `wanted` says for which they are wanted.
 DIFFERENTIABLE = (
@@ -78,52 +82,48 @@ def recurrence_backward(
     return found
 
 
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape)
+
+
+def _kept_memory(like: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor in memory of earlier calls: fresh pages cost more than the step that fills them."""
+    if math.prod(shape) < _WORTH_KEEPING:
+        return like.new_empty(shape)
+    kept = library.load().workspace("float64" if like.dtype == torch.float64 else "float32", shape)
+    tensor: Tensor = torch.utils.dlpack.from_dlpack(kept)
+    return tensor
+
+
 def _results(
-    arguments: Arguments, keep: bool, new_kept: Callable[[Arguments, int], Tensor]
+    arguments: Arguments, keep: bool, new: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Where the results will stand. Behind the lengths of a ragged batch nothing is written: it is zero already."""
     steps, batch, _, units, state = arguments.sizes
-    new = arguments.inputs.new_zeros if arguments.lengths is not None else arguments.inputs.new_empty
-    none = arguments.inputs.new_empty(0)
+    inputs = arguments.inputs
+    ragged = Tensor.new_zeros if arguments.lengths is not None else new
+    none = inputs.new_empty(0)
     lstm = arguments.c_first is not None
     return (
-        new(steps, batch, state),
-        arguments.inputs.new_empty(batch, state),
-        arguments.inputs.new_empty(batch, units) if lstm else none,
-        new_kept(arguments, arguments.saved_values * units) if keep else none.clone(),
-        new_kept(arguments, units) if keep and lstm else none.clone(),
+        ragged(inputs, steps, batch, state),
+        inputs.new_empty(batch, state),
+        inputs.new_empty(batch, units) if lstm else none,
+        ragged(inputs, steps, batch, arguments.saved_values * units) if keep else none.clone(),
+        ragged(inputs, steps, batch, units) if keep and lstm else none.clone(),
     )
-
-
-def _new_kept(arguments: Arguments, width: int) -> Tensor:
-    """A tensor (T, B, width) for what is kept between the two passes; zero where a batch is ragged."""
-    steps, batch, *_ = arguments.sizes
-    if arguments.lengths is not None:
-        return arguments.inputs.new_zeros(steps, batch, width)
-    return arguments.inputs.new_empty(steps, batch, width)
-
-
-def _new_workspace(arguments: Arguments, width: int) -> Tensor:
-    """The same in memory left from earlier calls: fresh pages cost more than the step that fills them."""
-    if arguments.lengths is not None:
-        return _new_kept(arguments, width)
-    steps, batch, *_ = arguments.sizes
-    real = "float64" if arguments.inputs.dtype == torch.float64 else "float32"
-    workspace: Tensor = torch.utils.dlpack.from_dlpack(library.load().workspace(real, steps, batch, width))
-    return workspace
 
 
 def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *first, keep = given
     arguments = Arguments(*first)
-    results = outputs, h_last, c_last, saved, cells = _results(arguments, keep, _new_workspace)
+    results = outputs, h_last, c_last, saved, cells = _results(arguments, keep, _kept_memory)
     tensors = arguments.contiguous() | {"outputs": outputs, "h_last": h_last}
     if keep:
         tensors["saved"] = saved
     elif arguments.cell in ("lstm_projected", "gru_before"):
         # A step of two products hands its middle on in what is saved.
         steps, batch, _, units, _ = arguments.sizes
-        tensors["saved"] = outputs.new_empty(steps, batch, arguments.saved_values * units)
+        tensors["saved"] = _kept_memory(outputs, steps, batch, arguments.saved_values * units)
     if arguments.c_first is not None:
         tensors["c_last"] = c_last
         if keep:
@@ -132,7 +132,7 @@ def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return results
 
 
-def _gradients(arguments: Arguments, wanted: list[bool]) -> list[Tensor]:
+def _gradients(arguments: Arguments, wanted: list[bool], new: Callable[..., Tensor]) -> list[Tensor]:
     """Where the gradients will stand; an empty tensor for each that is not wanted."""
     gradients = []
     for name, want in zip(DIFFERENTIABLE, wanted, strict=True):
@@ -142,7 +142,7 @@ def _gradients(arguments: Arguments, wanted: list[bool]) -> list[Tensor]:
         elif name == "inputs" and arguments.lengths is not None:
             gradients.append(given.new_zeros(given.shape))
         else:
-            gradients.append(given.new_empty(given.shape))
+            gradients.append(new(given, *given.shape))
     return gradients
 
 
@@ -162,7 +162,7 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
         "d_cells": d_cells,
     }
     tensors |= {name: gradient.contiguous() for name, gradient in incoming.items() if gradient is not None}
-    gradients = _gradients(arguments, wanted)
+    gradients = _gradients(arguments, wanted, _kept_memory)
     tensors |= {
         f"d_{name}": gradient
         for name, gradient, want in zip(DIFFERENTIABLE, gradients, wanted, strict=True)
@@ -181,11 +181,11 @@ def _call(function: Any, arguments: Arguments, tensors: dict[str, Tensor]) -> No
 
 def _fake_forward(*given: Any) -> tuple[Tensor, ...]:
     *first, keep = given
-    return _results(Arguments(*first), keep, _new_kept)
+    return _results(Arguments(*first), keep, _empty)
 
 
 def _fake_backward(*given: Any) -> tuple[Tensor, ...]:
-    return tuple(_gradients(Arguments(*given[: len(Arguments._fields)]), given[-1]))
+    return tuple(_gradients(Arguments(*given[: len(Arguments._fields)]), given[-1], _empty))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

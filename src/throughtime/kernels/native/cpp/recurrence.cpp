@@ -105,13 +105,13 @@ void backward(const std::string& cell, const std::string& format, const nb::tupl
 }
 
 // A tensor (steps, batch, width) of memory that the engine keeps for itself when the tensor is gone.
-nb::ndarray<> workspace(const std::string& format, Index steps, Index batch, Index width) {
+nb::ndarray<> workspace(const std::string& format, const std::vector<std::size_t>& shape) {
     return with_format(format, [&]<class Format>() {
         using Real = typename Format::Real;
-        void* memory = take_memory(steps * batch * width * static_cast<Index>(sizeof(Real)));
+        std::size_t bytes = sizeof(Real);
+        for (const std::size_t size : shape) bytes *= size;
+        void* memory = take_memory(static_cast<Index>(bytes));
         const nb::capsule owner(memory, [](void* taken) noexcept { give_memory_back(taken); });
-        const std::array<std::size_t, 3> shape{static_cast<std::size_t>(steps), static_cast<std::size_t>(batch),
-                                               static_cast<std::size_t>(width)};
         return nb::ndarray<>(memory, shape.size(), shape.data(), owner, nullptr, nb::dtype<Real>());
     });
 }
@@ -131,8 +131,8 @@ void bind_recurrence(nb::module_& m) {
           "Run a recurrence; tensors are addresses by name, sizes are (T, B, I, H, P).");
     m.def("backward", &backward, nb::arg("cell"), nb::arg("format"), nb::arg("sizes"), nb::arg("reverse"),
           nb::arg("tensors"), nb::arg("threads"), "Run a recurrence backward through time.");
-    m.def("workspace", &workspace, nb::arg("format"), nb::arg("steps"), nb::arg("batch"), nb::arg("width"),
-          "An uninitialised tensor (steps, batch, width) of kept memory, for torch.from_dlpack.");
+    m.def("workspace", &workspace, nb::arg("format"), nb::arg("shape"),
+          "An uninitialised tensor of kept memory, for torch.from_dlpack.");
     m.def("peak", &peak, nb::arg("format"), nb::arg("threads"), nb::arg("seconds") = 0.2,
           "Operations per second that multiply-adds on registers reach.");
     m.attr("bfloat16_in_hardware") = Bfloat16::kUnit == 2;

@@ -364,3 +364,41 @@ def test_switched_off_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(engine, "_missing_reason", lambda: "it is not built")
     refused(made("LSTM", engine="auto"), data(), "it is not built")
+
+
+# -- memory that later calls take over ----------------------------------------------------------------------------------
+
+
+def test_what_is_still_held_is_not_written_over() -> None:
+    """Outputs, states, gates and gradients large enough for kept memory, beside later calls that take it in turn."""
+    torch.manual_seed(0)
+    layer = tt.nn.LSTM(96, 96, engine="native")
+
+    def results() -> list[Tensor]:
+        x = torch.randn(40, 16, 96, requires_grad=True)
+        outputs, _, states = layer(x, return_states="all")
+        outputs.backward(torch.randn_like(outputs))
+        gradients = [x.grad, *(parameter.grad for parameter in layer.parameters())]
+        layer.zero_grad()
+        return [outputs, states[0][0].c, *states[0][0].gates, *gradients]
+
+    held = results()
+    assert all(tensor.numel() >= operators._WORTH_KEEPING for tensor in held[:7])
+    before = [tensor.detach().clone() for tensor in held]
+    for _ in range(3):
+        results()
+    for tensor, expected in zip(held, before, strict=True):
+        assert torch.equal(tensor, expected)
+
+
+def test_a_ragged_batch_ends_in_zeros_in_memory_that_was_used_before() -> None:
+    layer = tt.nn.GRU(96, 96, engine="native")
+    x = torch.randn(40, 16, 96, requires_grad=True)
+    for lengths in (None, torch.arange(16)):
+        x.grad = None
+        outputs, _ = layer(x, lengths=lengths)
+        outputs.sum().backward()
+    assert x.grad is not None
+    for row in range(16):
+        assert outputs[row:, row].eq(0).all()
+        assert x.grad[row:, row].eq(0).all()

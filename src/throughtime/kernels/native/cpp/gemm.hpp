@@ -230,20 +230,32 @@ struct Panels {
 // Panel p of B where B's columns are the rows of a weight matrix (groups · columns, depth), as they are in W h.
 template <class Format>
 void pack_weight_rows(const Panels<Format>& b, Index p, const typename Format::Real* weight) {
+    using Real = typename Format::Real;
     constexpr int kUnit = Format::kUnit;
-    constexpr Index kChunk = 16;  // of depth: one line of the cache from each row
+    constexpr Index kChunk = kLanes<Real>;  // of depth
     const int columns = b.panel_columns(p);
-    const Index first = b.first_column(p);
     const Index depth = b.units() * kUnit;
+    const Real* first = weight + b.first_column(p) * b.depth;
     auto* panel = b.panel(p);
     for (Index k0 = 0; k0 < depth; k0 += kChunk) {
         const Index k1 = std::min(depth, k0 + kChunk);
-        for (int j = 0; j < kWidth<Format>; ++j) {
-            const typename Format::Real* row = weight + (first + j) * b.depth;
+        if constexpr (std::is_same_v<Format, Plain<Real>>) {
+            if (columns == kWidth<Format> && k1 - k0 == kLanes<Real>) {
+                for (int j = 0; j < kWidth<Format>; j += kLanes<Real>) {
+                    Vector<Real> rows[kLanes<Real>];
+#pragma GCC unroll 16
+                    for (int i = 0; i < kLanes<Real>; ++i) rows[i] = load(first + (j + i) * b.depth + k0);
+                    transpose<Real>(rows);
+#pragma GCC unroll 16
+                    for (int i = 0; i < kLanes<Real>; ++i) store(panel + (k0 + i) * kWidth<Format> + j, rows[i]);
+                }
+                continue;
+            }
+        }
+        for (int j = 0; j < kWidth<Format>; ++j)
             for (Index k = k0; k < k1; ++k)
                 panel[k / kUnit * kWidth<Format> * kUnit + j * kUnit + k % kUnit] =
-                    Format::pack(j < columns && k < b.depth ? row[k] : 0);
-        }
+                    Format::pack(j < columns && k < b.depth ? first[j * b.depth + k] : 0);
     }
 }
 

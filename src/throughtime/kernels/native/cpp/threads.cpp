@@ -94,6 +94,7 @@ struct OpenMp {
 };
 
 struct Pool {
+    explicit Pool(bool after_fork) : forked(after_fork) {}
     bool forked;
     std::mutex owner;
     std::vector<std::unique_ptr<Worker>> workers;
@@ -104,9 +105,9 @@ Pool* pool = nullptr;
 
 Pool& current_pool() {
     static const bool prepared = [] {
-        pool = new Pool{};
+        pool = new Pool(false);
         // Threads do not survive a fork: the child leaves the parent's pool alone and begins with a new one.
-        pthread_atfork(nullptr, nullptr, [] { pool = new Pool{.forked = true}; });
+        pthread_atfork(nullptr, nullptr, [] { pool = new Pool(true); });
         return true;
     }();
     (void)prepared;

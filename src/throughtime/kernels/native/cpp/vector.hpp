@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "intrinsics.hpp"
 
@@ -93,6 +94,26 @@ inline Vector<Real> clamp(Vector<Real> v, Real low, Real high) {
     // A NaN passes: both comparisons are false for it.
     v = select<Real>(v < broadcast(low), broadcast(low), v);
     return select<Real>(v > broadcast(high), broadcast(high), v);
+}
+
+template <int kDistance, class Real, std::size_t... Lane>
+inline void exchange(Vector<Real>& a, Vector<Real>& b, std::index_sequence<Lane...>) {
+    constexpr int kAll = kLanes<Real>;
+    const Vector<Real> first = __builtin_shufflevector(a, b, (Lane & kDistance ? kAll + Lane - kDistance : Lane)...);
+    b = __builtin_shufflevector(a, b, (Lane & kDistance ? kAll + Lane : Lane + kDistance)...);
+    a = first;
+}
+
+// Rows become columns: blocks off the diagonal change places, halves first, then halves of halves.
+template <class Real, int kDistance = kLanes<Real> / 2>
+inline void transpose(Vector<Real> (&rows)[kLanes<Real>]) {
+    if constexpr (kDistance > 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<Real>; ++i)
+            if (!(i & kDistance))
+                exchange<kDistance, Real>(rows[i], rows[i + kDistance], std::make_index_sequence<kLanes<Real>>{});
+        transpose<Real, kDistance / 2>(rows);
+    }
 }
 
 template <class Real>

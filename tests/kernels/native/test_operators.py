@@ -366,7 +366,7 @@ def test_switched_off_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(made("LSTM", engine="auto"), data(), "it is not built")
 
 
-# -- memory that later calls take over ----------------------------------------------------------------------------------
+# -- memory that later calls take over ---------------------------------------------------------------------------------
 
 
 def test_what_is_still_held_is_not_written_over() -> None:

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 import throughtime as tt
 from throughtime.kernels import Recurrence
-from throughtime.kernels.native import library, operators
+from throughtime.kernels.native import arguments, library
 from throughtime.recurrence.lengths import checked_resets
 
 CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -217,7 +217,7 @@ def native(isa: str, threads: int) -> Iterator[None]:
     try:
         with (
             mock.patch.object(library, "load", return_value=library.load_isa(isa)),
-            mock.patch.object(operators, "is_small", return_value=False),
+            mock.patch.object(arguments, "_SMALL", 0),
         ):
             yield
     finally:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from throughtime.errors import EngineError
 from throughtime.kernels.native import library
-from throughtime.kernels.native.arguments import Arguments, is_small
+from throughtime.kernels.native.arguments import Arguments
 
 _SIGNATURE = (
     "str cell, str precision, bool reverse, Tensor inputs, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, "
@@ -174,7 +174,7 @@ def _backward(*given: Any) -> tuple[Tensor, ...]:
 
 def _call(function: Any, arguments: Arguments, tensors: dict[str, Tensor]) -> None:
     """Hand the addresses over. `tensors` keeps alive what they point to."""
-    threads = 1 if is_small(arguments.sizes) else torch.get_num_threads()
+    threads = 1 if arguments.is_small else torch.get_num_threads()
     addresses = {name: tensor.data_ptr() for name, tensor in tensors.items()}
     function(arguments.cell, arguments.precision, arguments.sizes, arguments.reverse, addresses, threads)
 

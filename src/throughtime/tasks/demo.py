@@ -40,11 +40,11 @@ def configuration(minutes: float) -> LanguageConfiguration:
             "model": {"cell": "lstm", "hidden_size": 512, "num_layers": 1, "embedding_size": 64},
             "training": {
                 "batch_size": 16,
-                "window": 128,
+                "window": 64,
                 "max_minutes": minutes,
                 "learning_rate": 0.004,
                 "warmup_steps": 50,
-                "evaluate_every": 500,
+                "evaluate_every": 1600,
             },
             "generation": {"temperature": 0.5},
         },

@@ -131,7 +131,7 @@ def perplexities(run: Path, data: str, rows: int) -> None:
     """Print the perplexity of `data` under the run's model in each precision, in `rows` contiguous streams."""
     model, tokenizer, config = language.load(run)
     stream = prepared(TextSource([data], column=config.data.column, errors=config.data.errors), tokenizer)
-    ids = torch.as_tensor(stream.tokens[0 : len(stream.tokens)]).long()
+    ids = torch.tensor(stream.tokens[0 : len(stream.tokens)], dtype=torch.long)
     steps = (len(ids) - 1) // rows
     inputs, targets = (part[: rows * steps].view(rows, steps).t().contiguous() for part in (ids[:-1], ids[1:]))
     found = {precision: math.exp(_nats(model, inputs, targets, precision)) for precision in ("fp32", "bf16", "int8")}

@@ -315,12 +315,14 @@ class Backward : Pass<Format> {
 
     Backward(const Problem<Real>& problem, const Gradients<Real>& gradients, int threads)
         : Base(problem), gradients_(gradients) {
-        chunk_steps_ = std::max<Index>(1, kBlockDepth / std::max<Index>(1, problem.batch));
+        chunk_steps_ = std::max<Index>(1, std::min(problem.steps, kBlockDepth / std::max<Index>(1, problem.batch)));
         of_state_ = {gates_ * h_, 1, p_};
         of_inputs_ = {gates_ * h_, 1, problem.inputs};
         of_middle_ = {p_, 1, h_};
-        of_state_.data = buffers_.template take<Packed>(of_state_.size());
-        if (gradients.x) of_inputs_.data = buffers_.template take<Packed>(of_inputs_.size());
+        // With one chunk W has done its work when U is wanted: they stand in one place, one after the other.
+        one_place_ = gradients.x && chunks() <= 1;
+        of_state_.data = buffers_.template take<Packed>(std::max(of_state_.size(), one_place_ ? of_inputs_.size() : 0));
+        if (gradients.x) of_inputs_.data = one_place_ ? of_state_.data : buffers_.template take<Packed>(of_inputs_.size());
         if (problem.weight_hr) of_middle_.data = buffers_.template take<Packed>(of_middle_.size());
         const Index rows = chunk_steps_ * problem.batch;
         slab_size_ = Panels<Format>{rows, 1, std::max({problem.inputs, p_, h_})}.size();
@@ -341,9 +343,7 @@ class Backward : Pass<Format> {
     void run(const Member& member) {
         for (Index p = next_[0]++; p < of_state_.panels(); p = next_[0]++)
             pack_rows(of_state_, p, [&](Index k) { return problem_.weight_hh + k * p_; });
-        if (gradients_.x)
-            for (Index p = next_[1]++; p < of_inputs_.panels(); p = next_[1]++)
-                pack_rows(of_inputs_, p, [&](Index k) { return problem_.weight_ih + k * problem_.inputs; });
+        if (gradients_.x && !one_place_) pack_inputs_weight();
         if (problem_.weight_hr)
             for (Index p = next_[2]++; p < of_middle_.panels(); p = next_[2]++)
                 pack_rows(of_middle_, p, [&](Index k) { return problem_.weight_hr + k * h_; });
@@ -367,6 +367,11 @@ class Backward : Pass<Format> {
     static constexpr Index kPerChunk = 8;
 
     Index chunks() const { return ceil_divide(schedule_.steps(), chunk_steps_); }
+
+    void pack_inputs_weight() {
+        for (Index p = next_[1]++; p < of_inputs_.panels(); p = next_[1]++)
+            pack_rows(of_inputs_, p, [&](Index k) { return problem_.weight_ih + k * problem_.inputs; });
+    }
 
     void begin() {
         const auto zero = [](Real* to, Index count) {
@@ -413,6 +418,10 @@ class Backward : Pass<Format> {
             loop<cell>(member, split, first, end);
             std::atomic<Index>* next = next_.get() + kFixed + kPerChunk * chunk;
             const Chunk rows{first, schedule_.begin(first), schedule_.begin(end), next, chunk == chunks() - 1};
+            if (one_place_) {
+                member.wait();
+                pack_inputs_weight();
+            }
             pack_slab(rows);
             member.wait();
             if (gradients_.x) inputs(member, rows);
@@ -689,6 +698,7 @@ class Backward : Pass<Format> {
 
     const Gradients<Real>& gradients_;
     Index chunk_steps_, slab_size_, stride_, middle_stride_;
+    bool one_place_;
     Panels<Format> of_state_, of_inputs_, of_middle_;
     Packed* slab_;                     // panels of x, of h(t-1) and of a step's middle for the rows of a chunk
     std::array<Packed*, 2> operands_;  // (B, stride): da(t), in turn

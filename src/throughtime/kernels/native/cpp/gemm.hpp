@@ -99,10 +99,10 @@ void tile_kernel(const TileCall<Format>& call) {
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kAll; ++v) __builtin_prefetch(call.c[r] + call.column + v * kLanes<Real>, 1);
-    // Few rows pass several panels' loads too fast for any call ahead to gain.
     const Packed* ahead = call.ahead ? call.ahead : b;
     const Index ahead_step = call.ahead ? call.ahead_step : 0;
     for (Index unit = 0; unit < call.units; ++unit) {
+        // Few rows keep the load ports busy with several panels: calls ahead would only take their place.
         if constexpr (Panels == 1) {
             __builtin_prefetch(ahead, 0, 2);
             __builtin_prefetch(ahead + kLanes<Real> * kUnit, 0, 2);
@@ -395,7 +395,8 @@ void multiply_block(Index begin, Index end, const SourceOfA& a, const Panels<For
                 call.start = start ? start + call.column : nullptr;
                 const int last_columns = columns.padded ? kWidth<Format> : b.panel_columns(panel + now - 1);
                 const bool more = p + now < columns.last || group + 1 < b.groups;
-                const Index following = p + now < columns.last ? panel + now : (group + 1) * b.group_panels() + columns.first;
+                const Index following =
+                    p + now < columns.last ? panel + now : (group + 1) * b.group_panels() + columns.first;
                 const auto* next = more ? b.panel(following) + k0 * kWidth<Format> : nullptr;
                 for (Index tile = 0; tile < tiles.count; ++tile) {
                     call.a = scratch + tile_offset<Format, kLayout>(tiles, tile, call.stride);

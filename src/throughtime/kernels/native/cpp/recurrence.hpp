@@ -322,7 +322,8 @@ class Backward : Pass<Format> {
         // With one chunk W has done its work when U is wanted: they stand in one place, one after the other.
         one_place_ = gradients.x && chunks() <= 1;
         of_state_.data = buffers_.template take<Packed>(std::max(of_state_.size(), one_place_ ? of_inputs_.size() : 0));
-        if (gradients.x) of_inputs_.data = one_place_ ? of_state_.data : buffers_.template take<Packed>(of_inputs_.size());
+        if (one_place_) of_inputs_.data = of_state_.data;
+        else if (gradients.x) of_inputs_.data = buffers_.template take<Packed>(of_inputs_.size());
         if (problem.weight_hr) of_middle_.data = buffers_.template take<Packed>(of_middle_.size());
         const Index rows = chunk_steps_ * problem.batch;
         slab_size_ = Panels<Format>{rows, 1, std::max({problem.inputs, p_, h_})}.size();

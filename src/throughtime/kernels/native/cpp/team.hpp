@@ -76,7 +76,7 @@ void multiply_step(const StepProduct<Format>& step, const Split& split, const Gr
                    typename Format::Real* scratch, Visit visit) {
     using Real = typename Format::Real;
     const Panels<Format>& b = *step.b;
-    const Index end_panel = split.end_panel(b.group_panels());
+    const Index first_panel = split.first_panel(b.group_panels()), end_panel = split.end_panel(b.group_panels());
     std::array<Index, kPassTiles> pass;
     std::array<Real*, kTileRows> rows;
     for (Index next = tiles.first; next < tiles.all.count && tiles.all.begin(next) < running;) {
@@ -87,7 +87,7 @@ void multiply_step(const StepProduct<Format>& step, const Split& split, const Gr
         const auto block = [&](Index p, Index k0, Index group) {
             return b.panel((step.first_group + group) * b.group_panels() + p) + (step.first_depth + k0) * kWidth<Format>;
         };
-        for (Index p = split.first_panel(b.group_panels()); p < end_panel; p += at_once) {
+        for (Index p = first_panel; p < end_panel; p += at_once) {
             const Index panels = std::min(at_once, end_panel - p);
             const Index width = panels * kWidth<Format>;
             // A panel's part of one block of depth stays in the first cache while all tiles pass by it.
@@ -100,9 +100,10 @@ void multiply_step(const StepProduct<Format>& step, const Split& split, const Gr
                 call.add = k0 > 0;
                 for (Index group = 0; group < step.groups; ++group) {
                     call.b = block(p, k0, group);
-                    const auto* next = group + 1 < step.groups ? block(p, k0, group + 1)
+                    const auto* next = group + 1 < step.groups         ? block(p, k0, group + 1)
                                        : k0 + kBlockDepth < step.depth ? block(p, k0 + kBlockDepth, 0)
-                                       : block(p + at_once < end_panel ? p + at_once : split.first_panel(b.group_panels()), 0, 0);
+                                       : p + at_once < end_panel       ? block(p + at_once, 0, 0)
+                                                                       : block(first_panel, 0, 0);
                     Index row = 0;
                     for (std::size_t i = 0; i < taken; ++i) {
                         const int height = tiles.all.height(pass[i]);

@@ -36,7 +36,7 @@ _operators.define(
     tags=torch.Tag.needs_exact_strides,
 )
 
-# Elements of a tensor from which on the allocator asks the operating system for it each time.
+# Elements of a tensor below which new memory costs no more than taking up memory of earlier calls by way of DLPack.
 _WORTH_KEEPING = 1 << 15
 
 # The arguments that have gradients, in the order of the operator's; `wanted` says for which they are wanted.

@@ -17,7 +17,7 @@ namespace {
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kPage = std::size_t{1} << 12;
 constexpr std::size_t kLargePage = std::size_t{1} << 21;
-// From here on the allocator asks the operating system each time, for pages to be cleared.
+// About from here on the allocator asks the operating system each time, for pages to be cleared.
 constexpr std::size_t kWorthKeeping = std::size_t{1} << 16;
 
 struct Block {

@@ -4,6 +4,7 @@ from throughtime.cells import GRUCell, LSTMCell, RNNCell
 from throughtime.nn.layers import GRU, LSTM, RNN
 from throughtime.nn.recurrent import RecurrentLayer
 from throughtime.nn.replace import replace_torch_layers
+from throughtime.nn.stack import CellStack
 from throughtime.nn.states import StepStates
 from throughtime.nn.stepping import LayerStepper
 
@@ -11,6 +12,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "CellStack",
     "GRUCell",
     "LSTMCell",
     "LayerStepper",

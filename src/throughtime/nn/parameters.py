@@ -77,6 +77,11 @@ class StackedParameters(nn.Module, ABC):
         return 2 if self.bidirectional else 1
 
     @property
+    def output_size(self) -> int:
+        """The last axis of the outputs: D · H, or D · P with a projection, of the last layer."""
+        return self._output_size(self.num_layers - 1) * self.directions
+
+    @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each layer and direction, in PyTorch's order."""
         names = [name for name, _ in self.named_parameters()]

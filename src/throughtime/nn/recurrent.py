@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime import kernels
 from throughtime.cells import by_torch_names, check_dtype
 from throughtime.errors import ShapeError, UsageError
-from throughtime.kernels import Recurrence, Unfolded
+from throughtime.kernels import Recurrence, StepEquations, Unfolded
 from throughtime.layers import checked_probability, locked_mask, zoneout_masks
 from throughtime.nn.packed import pack_like, unpack
 from throughtime.nn.parameters import StackedParameters
@@ -182,6 +182,30 @@ class RecurrentLayer(StackedParameters):
             for direction, call in enumerate(self._layer_calls(layer, x, initial[layer], lengths, resets, record)):
                 yield f"{type(self).__name__} layer {layer}{' reverse' if direction else ''}", call
             x = x.new_empty(*x.shape[:2], self._output_size(layer) * self.directions)
+
+    def step_equations(self) -> list[StepEquations]:
+        """The equations of each layer with the weights of this moment, the bottom one first, to be stepped by hand.
+
+        `dropout` between the layers, and `residual`, are the caller's to apply.
+
+        Raises:
+            UsageError: the layer is bidirectional, or changes the recurrence by more than its weights: zoneout; in
+                training recurrent or variational dropout.
+        """
+        who = type(self).__name__
+        if self.bidirectional:
+            raise UsageError(f"{who}: a bidirectional layer cannot be taken step by step; set bidirectional=False")
+        masked = {"zoneout": any(self.zoneout)}
+        if self.training:
+            masked |= {name: getattr(self, name) > 0 for name in ("recurrent_dropout", "variational_dropout")}
+        if found := [name for name, present in masked.items() if present]:
+            raise UsageError(f"{who}: {found[0]} cannot be taken step by step; set {found[0]}=0")
+        return [self._equations(self._weights(suffix)) for _, suffix in self._suffixes()]
+
+    def zero_states(self, batch_size: int, like: Tensor) -> list[Any]:
+        """The `State` of each layer before the first step, zeros (B, size), of the type and on the device of `like`."""
+        kind, layers = self.cell_type.State, range(self.num_layers)
+        return [kind(*(like.new_zeros(batch_size, size) for size in self._state_sizes(layer))) for layer in layers]
 
     def _layer_calls(
         self, layer: int, x: Tensor, states: list[Any], lengths: Any, resets: Any, record: bool

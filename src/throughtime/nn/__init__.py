@@ -1,6 +1,6 @@
 """Layers that are drop-in for `torch.nn`'s, and do more."""
 
-from throughtime.cells import GRUCell, LSTMCell, RNNCell
+from throughtime.cells import DeepTransitionCell, GRUCell, LeakyCell, LSTMCell, RNNCell, SkipCell
 from throughtime.nn.layers import GRU, LSTM, RNN
 from throughtime.nn.recurrent import RecurrentLayer
 from throughtime.nn.replace import replace_torch_layers
@@ -13,11 +13,14 @@ __all__ = [
     "LSTM",
     "RNN",
     "CellStack",
+    "DeepTransitionCell",
     "GRUCell",
     "LSTMCell",
     "LayerStepper",
+    "LeakyCell",
     "RNNCell",
     "RecurrentLayer",
+    "SkipCell",
     "StepStates",
     "replace_torch_layers",
 ]

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from throughtime import decoding, kernels, models, nn
+    from throughtime import bptt, decoding, kernels, models, nn
     from throughtime.cells import Cell
     from throughtime.errors import ThroughtimeError
     from throughtime.recurrence import unfold
 
-_MODULES = ("decoding", "kernels", "models", "nn")
+_MODULES = ("bptt", "decoding", "kernels", "models", "nn")
 _NAMES = {
     "Cell": "throughtime.cells",
     "ThroughtimeError": "throughtime.errors",
     "unfold": "throughtime.recurrence",
 }
 
-__all__ = ["Cell", "ThroughtimeError", "decoding", "kernels", "models", "nn", "unfold"]
+__all__ = ["Cell", "ThroughtimeError", "bptt", "decoding", "kernels", "models", "nn", "unfold"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,17 +3,20 @@
 from throughtime.layers.loss import linear_cross_entropy
 from throughtime.layers.modes import in_evaluation_mode
 from throughtime.layers.noise import LockedDropout, checked_probability, locked_mask, zoneout_masks
+from throughtime.layers.outputs import OutputDistribution, output_distribution
 from throughtime.layers.readout import IGNORED, Loss, Readout, SequenceLoss
 
 __all__ = [
     "IGNORED",
     "LockedDropout",
     "Loss",
+    "OutputDistribution",
     "Readout",
     "SequenceLoss",
     "checked_probability",
     "in_evaluation_mode",
     "linear_cross_entropy",
     "locked_mask",
+    "output_distribution",
     "zoneout_masks",
 ]

@@ -1,6 +1,28 @@
 """The designs: networks that define probability distributions over sequences."""
 
-from throughtime.models.language import LanguageModel, LanguageModelConfig, LanguageModelShape, SequenceLogProb
+from throughtime.models.conditional_recurrent import ConditionalRecurrent
+from throughtime.models.context_to_sequence import ContextToSequence
+from throughtime.models.design import Design, DesignConfig
+from throughtime.models.feedback import FeedbackDesign
+from throughtime.models.hidden_recurrent import HiddenRecurrent
+from throughtime.models.language import LanguageModel, LanguageModelConfig, LanguageModelShape
 from throughtime.models.model import Model
+from throughtime.models.output_recurrent import OutputRecurrent
+from throughtime.models.probability import SequenceLogProb
+from throughtime.models.sequence_summary import SequenceSummary
 
-__all__ = ["LanguageModel", "LanguageModelConfig", "LanguageModelShape", "Model", "SequenceLogProb"]
+__all__ = [
+    "ConditionalRecurrent",
+    "ContextToSequence",
+    "Design",
+    "DesignConfig",
+    "FeedbackDesign",
+    "HiddenRecurrent",
+    "LanguageModel",
+    "LanguageModelConfig",
+    "LanguageModelShape",
+    "Model",
+    "OutputRecurrent",
+    "SequenceLogProb",
+    "SequenceSummary",
+]

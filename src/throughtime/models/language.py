@@ -7,17 +7,19 @@ y(1) is the border token, which also ends a sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from throughtime.cells.initialisation import unit_forget_bias_
 from throughtime.configuration import Section, validate
 from throughtime.errors import ShapeError
 from throughtime.layers import IGNORED, LockedDropout, Readout, in_evaluation_mode, linear_cross_entropy
 from throughtime.models.model import Model
+from throughtime.models.probability import SequenceLogProb
 from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
 
 
@@ -85,13 +87,6 @@ class LanguageModelConfig(LanguageModelShape):
         return self
 
 
-class SequenceLogProb(NamedTuple):
-    """log p in nats: of each step (T, B), zero behind a sequence's length, and of each sequence (B,)."""
-
-    steps: Tensor
-    total: Tensor
-
-
 class LanguageModel(Model):
     """p(y(t) | y(1..t-1)) by a recurrent network.
 
@@ -128,14 +123,7 @@ class LanguageModel(Model):
         self.embedding_dropout: float = shape.embedding_dropout
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         if shape.cell == "lstm":
-            self._remember_at_first()
-
-    def _remember_at_first(self) -> None:
-        """Start the forget gates' biases at 1, so that memory lasts (Jozefowicz, Zaremba & Sutskever 2015)."""
-        with torch.no_grad():
-            for layer, size in enumerate(self.config.layer_sizes()):
-                getattr(self.recurrent, f"bias_ih_l{layer}")[size : 2 * size] = 1
-                getattr(self.recurrent, f"bias_hh_l{layer}")[size : 2 * size] = 0
+            unit_forget_bias_(self.recurrent)
 
     def forward(
         self,

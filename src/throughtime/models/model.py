@@ -63,8 +63,13 @@ class Model(nn.Module):
             RunFolderError: no model there, one of another class, one of a newer version, or files that cannot be read.
             CheckpointError: the weights are truncated, altered, or of other shapes.
         """
+        return cls._load(folder)
+
+    @classmethod
+    def _load(cls, folder: str | Path, **parts: Any) -> Self:
+        """`load`, with what a configuration cannot hold handed to the constructor."""
         folder = Path(folder)
-        model = cls(cls._read_config(folder))
+        model = cls(cls._read_config(folder), **parts)
         model.load_tensors(_read_tensors(folder), origin=folder / "model.safetensors")
         try:
             model.tokenizer_json = (folder / "tokenizer.json").read_text("utf-8")

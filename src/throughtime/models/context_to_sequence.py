@@ -1,0 +1,286 @@
+"""A fixed vector → a sequence (fig. 10.9): what describes an image, for example.
+
+    h(t) = f(h(t-1), y(t-1), R x)
+    p(y | x) = Π_t p(y(t) | y(1..t-1), x)
+
+R, which brings the context x into the network, is shared by all steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from throughtime.errors import ShapeError, UsageError
+from throughtime.layers import in_evaluation_mode, output_distribution
+from throughtime.models.design import DesignConfig, inside_lengths
+from throughtime.models.feedback import Feedback, FeedbackDesign, Run
+from throughtime.models.probability import SequenceLogProb
+from throughtime.models.sequence_length import StopKind, first, halted, halting, remaining, with_end
+from throughtime.nn import RecurrentLayer
+
+Lengths = Int[Tensor, " B"] | Sequence[int] | None
+
+
+class ContextToSequenceConfig(DesignConfig):
+    """The configuration of fig. 10.9."""
+
+    context_size: int = Field(ge=0, description="numbers in the context; 0: none, a distribution over sequences alone")
+    context_as: Literal["input", "state", "both"] = Field(
+        "input", description="where R x enters: at each step, in the initial state, or both"
+    )
+    stop: StopKind = Field("given", description="what ends a sequence: its length is given, or one of three ways")
+    max_length: int = Field(100, ge=1, description="predicted_length: the greatest length")
+
+    @model_validator(mode="after")
+    def _end_symbols_are_categories(self) -> ContextToSequenceConfig:
+        if self.stop == "end_symbol" and self.output != "categorical":
+            raise ValueError(f'stop "end_symbol" needs categorical outputs, got {self.output}; try "bernoulli_halt"')
+        if self.context_size == 0 and self.context_as != "input":
+            raise ValueError(f"context_as must be input where there is no context, got {self.context_as}")
+        return self
+
+
+class ContextToSequence(FeedbackDesign):
+    """p(y(1..τ) | x), x a vector, and, with `stop`, p(y, τ | x): the length of a sequence is a part of it.
+
+    `ContextToSequence(context_size=..., output_size=..., context_as="input", stop="given", cell="lstm", ...)`. With
+    `stop="end_symbol"` the network has one more category, `output_size`, which ends a sequence; targets do not hold it.
+
+        >>> import torch, throughtime as tt
+        >>> model = tt.models.ContextToSequence(context_size=3, output_size=5, hidden_size=8, stop="bernoulli_halt")
+        >>> y = torch.zeros(7, 2, dtype=torch.int64)
+        >>> model.log_prob(y, torch.zeros(2, 3), lengths=[7, 4]).total.shape
+        torch.Size([2])
+
+    Source: Goodfellow, Bengio & Courville 2016, section 10.2.4, fig. 10.9, and the end of section 10.2.3.
+    """
+
+    Config = ContextToSequenceConfig
+
+    def __init__(self, config: ContextToSequenceConfig | None = None, **keys: Any) -> None:
+        super().__init__(config, **keys)
+        shape = self.config
+        if shape.stop == "end_symbol":
+            self.distribution = output_distribution("categorical", shape.output_size + 1)
+        as_input = shape.context_size if shape.context_as in ("input", "both") else 0
+        counted = shape.stop == "predicted_length"
+        self._build(as_input + counted, extra_outputs=shape.stop == "bernoulli_halt")
+        if shape.context_as in ("state", "both"):
+            width = sum(field.shape[-1] for state in self.first_states(torch.zeros(1, 1)) for field in state)
+            self.initial = nn.Linear(shape.context_size, width)
+        if counted:
+            self.length_bias = nn.Parameter(torch.zeros(shape.max_length + 1))
+            if shape.context_size:
+                self.length = nn.Linear(shape.context_size, shape.max_length + 1, bias=False)
+
+    @property
+    def weight_rh(self) -> Tensor | None:
+        """R: the columns of the first layer's `weight_ih` that read the context; None where it is no input."""
+        if self.config.context_as == "state" or not self.config.context_size:
+            return None
+        layers = self.recurrent
+        weight = layers.weight_ih_l0 if isinstance(layers, RecurrentLayer) else layers.cells[0].weight_ih
+        return weight[:, : self.config.context_size]  # type: ignore[index]
+
+    def forward(
+        self,
+        context: Tensor | None,
+        *,
+        targets: Tensor,
+        lengths: Lengths = None,
+        own: Bool[Tensor, "T B"] | None = None,
+        feedback: Feedback = "mean",
+        noise: Float[Tensor, "T B N"] | None = None,
+    ) -> Float[Tensor, "T1 B"]:
+        """The loss −log p of each step in nats: (T, B), or one row more where the length is random.
+
+        The row more is the last step, in which a sequence ends ("end_symbol", "bernoulli_halt"; at a sequence's own
+        length, zero behind it), or the first, −log p(τ) ("predicted_length").
+
+        Args:
+            context: x (B, C); None where `context_size` is 0.
+            targets: y(1..τ), (T, B) categories or (T, B, values).
+            lengths: τ of each sequence; T when missing.
+            own: where a step sees the network's own output, (T', B) of `run_steps(targets)` steps T'.
+            feedback: what it sees of it; see `FeedbackDesign.run`.
+            noise: uniform numbers for samples, of as many steps.
+
+        Raises:
+            ShapeError: context, targets or lengths that do not fit, or a length above `max_length`.
+            UsageError: samples without noise.
+        """
+        done, targets, lengths, inside = self._run_targets(
+            context, targets, lengths, own=own, feedback=feedback, noise=noise
+        )
+        stop = self.config.stop
+        if stop == "bernoulli_halt":
+            symbols = self._step_log_prob(done.outputs[..., : self.distribution.size], targets, None)
+            return -halting(done.outputs[..., -1], symbols, lengths)
+        steps = self._step_log_prob(done.outputs, targets, inside)
+        if stop == "predicted_length":
+            steps = torch.cat([self.length_log_prob(context, len(lengths)).gather(1, lengths[:, None]).mT, steps])
+        return -steps
+
+    def runs(self, context: Tensor | None, targets: Tensor, *, lengths: Lengths = None, **how: Any) -> Run:
+        """o and h of a run, as `forward` makes it; what professor forcing compares."""
+        return self._run_targets(context, targets, lengths, **how)[0]
+
+    def _run_targets(
+        self, context: Tensor | None, targets: Tensor, lengths: Lengths, **how: Any
+    ) -> tuple[Run, Tensor, Tensor, Tensor]:
+        """A run with targets, the end among them; the targets, lengths and steps within them."""
+        who, stop = type(self).__name__, self.config.stop
+        steps, batch = targets.shape[:2]
+        self._check_targets(targets)
+        context = self._checked_context(context, batch)
+        like = torch.empty(steps, batch, device=targets.device)
+        lengths, inside = inside_lengths([steps] * batch if lengths is None else lengths, like, who=who)
+        assert lengths is not None
+        targets = self._padded(targets, inside)
+        ran = lengths
+        if stop == "end_symbol":
+            targets = with_end(targets, lengths, self.config.output_size)
+        elif stop == "bernoulli_halt":
+            targets = nn.functional.pad(targets, (*[0, 0] * (targets.dim() - 1), 0, 1))
+        elif stop == "predicted_length" and batch and int(lengths.max()) > self.config.max_length:
+            raise ShapeError(f"{who}: lengths must be at most max_length={self.config.max_length}, "
+                             f"got {int(lengths.max())}; make max_length greater")  # fmt: skip
+        if len(targets) > steps:
+            ran = lengths + 1
+        inside = torch.arange(len(targets), device=targets.device)[:, None] < ran
+        external = self.external(context, lengths, len(targets))
+        done = self.run(external, targets, states=self.states(context), lengths=ran, **how)
+        return done, targets, lengths, inside
+
+    def run_steps(self, targets: Tensor) -> int:
+        """The steps of a run with these targets: one more where a sequence ends in a step of its own."""
+        return len(targets) + (self.config.stop in ("end_symbol", "bernoulli_halt"))
+
+    def _check_targets(self, targets: Tensor) -> None:
+        self.distribution.check(
+            targets,
+            torch.empty(*targets.shape[:2], self.distribution.size, device="meta"),
+            who=type(self).__name__,
+        )
+        if self.config.output == "categorical" and targets.numel() and int(targets.max()) >= self.config.output_size:
+            raise ShapeError(
+                f"{type(self).__name__}: targets must be below output_size={self.config.output_size}, got "
+                f"{int(targets.max())}; the end symbol is added by the model"
+            )
+
+    def _checked_context(self, context: Tensor | None, batch: int) -> Tensor | None:
+        size, who = self.config.context_size, type(self).__name__
+        got = None if context is None else tuple(context.shape)
+        if size == 0 and context is not None:
+            raise ShapeError(f"{who}: context must be None, as context_size is 0, got {got}")
+        if size and got != (batch, size):
+            raise ShapeError(f"{who}: context must be ({batch}, {size}), got {got}; one vector for each sequence")
+        return context
+
+    # -- what decoding needs ---------------------------------------------------------------------------------------
+
+    def external(self, context: Tensor | None, lengths: Int[Tensor, " B"], steps: int) -> Float[Tensor, "T B E"]:
+        """What enters at each step besides y(t-1): the context, and τ-t where lengths are predicted."""
+        dtype, batch = self._dtype(), len(lengths)
+        parts = [torch.zeros(steps, batch, 0, dtype=dtype, device=lengths.device)]
+        if context is not None and self.config.context_as != "state":
+            parts.append(context.to(dtype).expand(steps, -1, -1))
+        if self.config.stop == "predicted_length":
+            parts.append(remaining(lengths, steps, self.config.max_length).to(dtype))
+        return torch.cat(parts, -1)
+
+    def states(self, context: Tensor | None) -> list[Any] | None:
+        """The layers' states before the first step, tanh of a map of the context; None for zeros."""
+        if context is None or self.config.context_as == "input":
+            return None
+        example = self.first_states(context)
+        sizes = [field.shape[-1] for state in example for field in state]
+        fields = iter(torch.split(torch.tanh(self.initial(context)), sizes, -1))
+        return [type(state)(*(next(fields) for _ in state)) for state in example]
+
+    def length_log_prob(self, context: Tensor | None, batch_size: int) -> Float[Tensor, "B L"]:
+        """log p(τ | x) in nats for τ = 0..max_length, where lengths are predicted."""
+        logits = self.length_bias.expand(batch_size, -1)
+        return (logits if context is None else logits + self.length(context)).log_softmax(-1)
+
+    # -- probability -----------------------------------------------------------------------------------------------
+
+    def log_prob(self, targets: Tensor, context: Tensor | None = None, *, lengths: Lengths = None) -> SequenceLogProb:
+        """log p(y, τ | x) in nats: of each step, as `forward` has them, and of each sequence.
+
+        Raises:
+            ShapeError: targets, context or lengths that do not fit.
+        """
+        steps = -self(context, targets=targets, lengths=lengths)
+        return SequenceLogProb(steps, steps.sum(0))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        context: Tensor | None = None,
+        *,
+        max_length: int,
+        batch_size: int | None = None,
+        lengths: Lengths = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Int[Tensor, " B"]]:
+        """Ancestral sampling of y and of its length, in evaluation mode.
+
+        Args:
+            context: x (B, C); None where `context_size` is 0.
+            max_length: a sequence that has not ended by then is cut there.
+            batch_size: the number of sequences, where there is no context.
+            lengths: τ of each, where `stop` is "given"; `max_length` when missing.
+            generator: of all that is drawn.
+
+        Returns:
+            y (T, B) or (T, B, values), zeros behind the lengths; the lengths (B,).
+
+        Raises:
+            ShapeError: context or lengths that do not fit.
+            UsageError: neither context nor batch_size.
+        """
+        if context is None and batch_size is None:
+            raise UsageError(f"{type(self).__name__}: sample needs a context, or a batch_size where there is none")
+        batch = len(context) if context is not None else int(batch_size or 0)
+        context = self._checked_context(context, batch)
+        with in_evaluation_mode(self):
+            y, found = self._ancestral(context, batch, max_length, lengths, generator)
+        inside = torch.arange(len(y), device=y.device)[:, None] < found
+        longest = int(found.max()) if batch else 0
+        return self._padded(y, inside)[:longest], found
+
+    def _ancestral(
+        self,
+        context: Tensor | None,
+        batch: int,
+        max_length: int,
+        lengths: Lengths,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor]:
+        stop, distribution = self.config.stop, self.distribution
+        like = self.readout.bias_ho
+        limit = torch.full((batch,), max_length, device=like.device)
+        if stop == "given" and lengths is not None:
+            limit = torch.as_tensor(lengths, device=like.device).clamp(max=max_length)
+        planned = limit
+        if stop == "predicted_length":
+            p = self.length_log_prob(context, batch).exp()
+            planned = torch.multinomial(p, 1, generator=generator)[:, 0]
+            limit = planned.clamp(max=max_length)
+        noise = distribution.noise(max_length, batch, like=like, generator=generator)
+        external = self.external(context, planned, max_length)
+        o = self.run(external, None, states=self.states(context), feedback="sample", noise=noise).outputs
+        y = distribution.sample(o[..., : distribution.size], noise)
+        if stop == "end_symbol":
+            return y, first(y == self.config.output_size)
+        if stop == "bernoulli_halt":
+            uniform = torch.rand(max_length, batch, generator=generator, dtype=o.dtype).to(o.device)
+            return y, halted(o[..., -1], uniform)
+        return y, limit

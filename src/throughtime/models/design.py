@@ -1,0 +1,200 @@
+"""What the designs of chapter 10 share: their configuration, recurrent layers of any cell, outputs and probability."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional
+
+from throughtime.cells import CELL_KINDS, Cell, cell_kind
+from throughtime.cells.initialisation import chrono_, identity_, orthogonal_, unit_forget_bias_
+from throughtime.configuration import Section, validate
+from throughtime.errors import ShapeError, UsageError
+from throughtime.layers import Readout, output_distribution
+from throughtime.models.model import Model
+from throughtime.nn import GRU, LSTM, RNN, CellStack, RecurrentLayer
+from throughtime.recurrence import checked_lengths
+
+CellFactory = Callable[[int, int], Cell]
+
+
+class DesignConfig(Section):
+    """What every design has: outputs, a cell, layers."""
+
+    output: Literal["categorical", "bernoulli", "gaussian", "learned_gaussian", "mixture_density"] = Field(
+        "categorical", description="the distribution of y(t) that o(t) are the parameters of"
+    )
+    output_size: int = Field(ge=1, description="categories, or numbers in y(t)")
+    mixture_components: int = Field(5, ge=1, description="mixture_density: Gaussians in the mixture")
+    cell: str = Field("lstm", description="recurrent cell: rnn, lstm, gru, leaky, skip, deep_transition; or one's own")
+    nonlinearity: Literal["tanh", "relu"] = Field("tanh", description='of the cell "rnn"')
+    initialisation: Literal["usual", "orthogonal", "identity", "chrono"] = Field(
+        "usual",
+        description="of the recurrence: as torch's layers, with an LSTM's forget gates open (usual); or orthogonal; "
+        "identity (rnn with relu); chrono (lstm, gru)",
+    )
+    longest_lag: int = Field(100, ge=3, description="chrono: the longest dependency expected, in steps")
+    hidden_size: int = Field(128, ge=1, description="units of each layer")
+    num_layers: int = Field(1, ge=1, description="recurrent layers")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability: of each layer's outputs, anew at each step")
+    residual: bool = Field(False, description="add each layer's inputs to its outputs, from the second layer on")
+    engine: str = Field("auto", description='engine of the recurrence: "auto" or the name of one')
+
+    @model_validator(mode="after")
+    def _of_the_cell(self) -> DesignConfig:
+        if self.nonlinearity != "tanh" and self.cell != "rnn":
+            raise ValueError(f'nonlinearity is for cell "rnn", got cell {self.cell!r}')
+        allowed = {"orthogonal": ("rnn", "lstm", "gru"), "identity": ("rnn",), "chrono": ("lstm", "gru")}
+        if self.initialisation != "usual" and self.cell not in allowed[self.initialisation]:
+            cells = ", ".join(allowed[self.initialisation])
+            raise ValueError(f"initialisation {self.initialisation!r} is for cells {cells}, got cell {self.cell!r}")
+        return self
+
+
+class Design(Model):
+    """A recurrent network with a distribution over its outputs.
+
+    A cell of one's own is handed over as a class, or anything that makes a cell of (input_size, hidden_size), and again
+    when a saved model is loaded: `HiddenRecurrent(..., cell=MyCell)`, `HiddenRecurrent.load(folder, cell=MyCell)`.
+
+    Raises:
+        ConfigError: unknown keys or values out of range, all at once.
+        UsageError: the configuration names a cell of one's own, and its class is not given.
+    """
+
+    Config: ClassVar[type[DesignConfig]]
+
+    def __init__(
+        self, config: DesignConfig | None = None, *, cell: str | CellFactory | None = None, **keys: Any
+    ) -> None:
+        who = type(self).__name__
+        own = cell if cell is not None and not isinstance(cell, str) else None
+        if cell is not None and config is None:
+            keys["cell"] = getattr(cell, "__name__", "custom") if own else cell
+        super().__init__(config if config is not None else validate(self.Config, keys, where=who))
+        if own is None and self.config.cell not in CELL_KINDS:
+            raise UsageError(
+                f"{who}: cell must be one of {', '.join(CELL_KINDS)}, or a class handed over, got the name "
+                f"{self.config.cell!r}; if that is a cell of your own: cell={self.config.cell}, in load() too"
+            )
+        self.distribution = output_distribution(
+            self.config.output, self.config.output_size, components=self.config.mixture_components
+        )
+        self._own_cell = own
+
+    @classmethod
+    def load(cls, folder: str | Path, *, cell: CellFactory | None = None) -> Self:
+        """The model that was saved to `folder`, on the CPU, in evaluation mode; `cell` where it is one's own.
+
+        Raises:
+            RunFolderError, CheckpointError: see `Model.load`.
+            UsageError: the cell is one's own, and not given.
+        """
+        return cls._load(folder, cell=cell)
+
+    # -- parts that designs are made of --------------------------------------------------------------------------------
+
+    def _recurrent_layers(self, input_size: int, *, bidirectional: bool = False) -> RecurrentLayer | CellStack:
+        """The layers that the configuration asks for, over inputs of that size."""
+        config = self.config
+        common: dict[str, Any] = {
+            "dropout": config.dropout if config.num_layers > 1 else 0.0,
+            "residual": config.residual,
+            "engine": config.engine,
+        }
+        torch_kinds: dict[str, Any] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+        if self._own_cell is None and config.cell in torch_kinds:
+            if config.cell == "rnn":
+                common["nonlinearity"] = config.nonlinearity
+            kind = torch_kinds[config.cell]
+            layer = kind(input_size, config.hidden_size, config.num_layers, bidirectional=bidirectional, **common)
+            self._initialise(layer)
+            return layer  # type: ignore[no-any-return]
+        make = self._own_cell or cell_kind(config.cell)
+        width = config.hidden_size * (2 if bidirectional else 1)
+        sizes = [input_size] + [width] * (config.num_layers - 1)
+        forward = [make(size, config.hidden_size) for size in sizes]
+        backward = [make(size, config.hidden_size) for size in sizes] if bidirectional else None
+        return CellStack(forward, backward=backward, **common)
+
+    def _initialise(self, layers: RecurrentLayer) -> None:
+        kind = self.config.initialisation
+        if self.config.cell == "lstm" and kind != "chrono":
+            unit_forget_bias_(layers)
+        if kind == "orthogonal":
+            orthogonal_(layers)
+        elif kind == "identity":
+            identity_(layers)
+        elif kind == "chrono":
+            chrono_(layers, self.config.longest_lag)
+
+    def _readout(self, hidden_size: int, extra: int = 0) -> Readout:
+        """V: from h(t) to o(t), and to `extra` outputs behind them."""
+        return Readout(hidden_size, self.distribution.size + extra)
+
+    def _features(self, x: Tensor, size: int, *, name: str) -> Tensor:
+        """Inputs (T, B, size) as they are, or categories (T, B) below `size` one-hot.
+
+        Raises:
+            ShapeError: neither.
+        """
+        who = type(self).__name__
+        if x.dim() == 2 and x.dtype == torch.int64:
+            if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < size:
+                raise ShapeError(
+                    f"{who}: {name} must be categories in 0..{size - 1}, got {int(x.min())}..{int(x.max())}"
+                )
+            return functional.one_hot(x, size).to(self._dtype())
+        if x.dim() != 3 or x.shape[2] != size or not x.is_floating_point():
+            raise ShapeError(
+                f"{who}: {name} must be (T, B, {size}), or int64 categories (T, B), got {x.dtype} {tuple(x.shape)}; "
+                "time comes first"
+            )
+        return x
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def _checked_targets(self, targets: Tensor, steps: int, batch: int) -> None:
+        """See that there is a target for each input.
+
+        Raises:
+            ShapeError: more or fewer targets than inputs, or of another kind than the outputs.
+        """
+        who = type(self).__name__
+        if targets.dim() >= 2 and targets.shape[0] != steps:
+            raise ShapeError(
+                f"{who}: targets must have as many steps as the inputs, {steps}, got {targets.shape[0]}; "
+                "a design whose output is as long as it likes is ContextToSequence"
+            )
+        shape = torch.empty(steps, batch, self.distribution.size, device="meta")
+        self.distribution.check(targets, shape, who=who)
+
+    @staticmethod
+    def _padded(targets: Tensor, inside: Tensor | None) -> Tensor:
+        """Targets with zeros behind each length, whatever stood there."""
+        if inside is None:
+            return targets
+        return torch.where(inside.reshape(*inside.shape, *[1] * (targets.dim() - 2)), targets, 0)
+
+    def _step_log_prob(self, o: Tensor, targets: Tensor, inside: Tensor | None) -> Float[Tensor, "T B"]:
+        """log p(y(t) | o(t)) in nats, zero where not `inside`; what stands there is not looked at."""
+        if inside is None:
+            return self.distribution.log_prob(o, targets)
+        return torch.where(inside, self.distribution.log_prob(o, self._padded(targets, inside)), 0.0)
+
+
+def inside_lengths(
+    lengths: Int[Tensor, " B"] | Sequence[int] | None, like: Tensor, *, who: str
+) -> tuple[Tensor | None, Tensor | None]:
+    """The lengths (B,), checked, and true (T, B) at the steps within them."""
+    checked = checked_lengths(lengths, like, who=who)
+    if checked is None:
+        return None, None
+    return checked, torch.arange(len(like), device=like.device)[:, None] < checked  # (T, B)

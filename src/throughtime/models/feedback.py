@@ -1,0 +1,200 @@
+"""Designs whose outputs enter the network again: y(t-1) → h(t).
+
+Where y(t-1) comes from makes the difference between two ways of running one network (section 10.2.1):
+
+- teacher forcing: it is the target, known beforehand, so that all steps are one call of the layers;
+- free-running: it is what the network itself put out, so that each step waits for the last.
+
+Between the two, any step of any sequence may take either: `own` says which. All of it is one cell through time,
+`FeedbackCell`, whose state holds the last output.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from throughtime import kernels
+from throughtime.cells import Cell
+from throughtime.errors import UsageError
+from throughtime.layers import Readout
+from throughtime.models.design import Design
+from throughtime.nn import CellStack, RecurrentLayer
+from throughtime.nn.states import join_state
+
+Feedback = Literal["mean", "sample"]
+
+
+class Run(NamedTuple):
+    """What a network did: o(1..τ) (T, B, O), and h(1..τ) of the last layer (T, B, H)."""
+
+    outputs: Tensor
+    hidden: Tensor
+
+
+class FeedbackDesign(Design):
+    """What OutputRecurrent, ContextToSequence and ConditionalRecurrent share.
+
+    A subclass makes `recurrent` and `readout` by `_build`, and says what besides y(t-1) enters at each step.
+    """
+
+    recurrent: RecurrentLayer | CellStack
+    readout: Readout
+
+    def _build(self, external_size: int, *, extra_outputs: int = 0) -> None:
+        """The layers over [external(t), features of y(t-1)], and the readout."""
+        self.external_size = external_size
+        self.recurrent = self._recurrent_layers(external_size + self.distribution.feedback_size)
+        self.dropout = nn.Dropout(self.config.dropout)
+        self.readout = self._readout(self.config.hidden_size, extra_outputs)
+
+    # -- one run over all steps ----------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        external: Float[Tensor, "T B E"],
+        targets: Tensor | None,
+        *,
+        states: Sequence[Any] | None = None,
+        lengths: Int[Tensor, " B"] | None = None,
+        own: Bool[Tensor, "T B"] | None = None,
+        feedback: Feedback = "mean",
+        noise: Float[Tensor, "T B N"] | None = None,
+    ) -> Run:
+        """The network over τ steps.
+
+        Args:
+            external: what enters at each step besides y(t-1).
+            targets: y(1..τ); step t sees y(t-1), the first one zeros. None: free-running at every step.
+            states: the states of the layers before the first step; zeros when missing.
+            lengths: the number of steps of each sequence.
+            own: true where step t sees the network's own output of t-1 in place of the target's.
+            feedback: what of its own output a network sees: the "mean" of p(y(t-1) | o(t-1)) (of categories their
+                probabilities), through which gradients flow, or a "sample".
+            noise: uniform numbers (T, B, `distribution.noise_size`) for samples.
+
+        Raises:
+            UsageError: samples without noise.
+        """
+        if own is None and targets is not None:
+            return self._forced(external, self.fed(targets), states, lengths)
+        if feedback == "sample" and noise is None:
+            raise UsageError(f"{type(self).__name__}: feedback='sample' needs noise; distribution.noise(T, B) draws it")
+        cell = FeedbackCell(self, sampled=feedback == "sample")
+        call = cell.recurrence(cell.join(external, targets, own, noise), cell.first(external, states))
+        # Of h every step is wanted, which is a field of the state.
+        unfolded = kernels.run(replace(call, lengths=lengths, record=True), "reference")
+        return Run(unfolded.outputs, unfolded.states.hidden)
+
+    def run_steps(self, targets: Tensor) -> int:
+        """The steps of a run with these targets (T, B, ...)."""
+        return len(targets)
+
+    def fed(self, targets: Tensor) -> Float[Tensor, "T B F"]:
+        """y(0..τ-1) as the network reads them: one step later than the targets, zeros first."""
+        features = self.distribution.features(targets).to(self._dtype())
+        return functional.pad(features, (0, 0, 0, 0, 1, 0))[: len(targets)]
+
+    def _forced(self, external: Tensor, fed: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Run:
+        """Teacher forcing: everything that enters is known, and the layers run over all steps at once."""
+        h = self._through_layers(torch.cat([external, fed], -1), states, lengths)  # (T, B, H)
+        return Run(self.readout(self.dropout(h)), h)
+
+    def _through_layers(self, x: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Tensor:
+        h: Tensor = self.recurrent(x, self._joined(states), lengths=lengths)[0]
+        return h
+
+    def _joined(self, states: Sequence[Any] | None) -> Any:
+        """States of the layers, one NamedTuple each, in the form in which the layers take them."""
+        if states is None or isinstance(self.recurrent, CellStack):
+            return states
+        return join_state([[state] for state in states], equal_sizes=True, batched=True)
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def first_states(self, like: Float[Tensor, "... B _"]) -> list[Any]:
+        """The states of the layers before the first step, zeros, one NamedTuple for each."""
+        return self.recurrent.zero_states(like.shape[-2], like)
+
+    def advance(self, x: Float[Tensor, "B X"], states: Sequence[Any]) -> tuple[Float[Tensor, "B H"], list[Any]]:
+        """One step of all layers: h(t) of the last one, and the new states."""
+        after: list[Any] = []
+        for index, (equations, state) in enumerate(zip(self.recurrent.step_equations(), states, strict=True)):
+            if index:
+                x = functional.dropout(x, self.config.dropout, self.training)
+            new, _ = equations.advance(equations.project_inputs(x), state, None)
+            after.append(new)
+            x = new[0] + x if index and self.config.residual else new[0]
+        return x, after
+
+
+class FeedbackCell(Cell):
+    """A design with its loop closed: one step from x(t), y(t-1) and h(t-1) to o(t), y(t) and h(t).
+
+    An input holds, side by side, what enters from outside, the target's features, whether to look at the network's own
+    output instead, and the uniform numbers for drawing it.
+    """
+
+    def __init__(self, design: FeedbackDesign, *, sampled: bool) -> None:
+        distribution = design.distribution
+        self.sizes = [design.external_size, distribution.feedback_size, 1, distribution.noise_size if sampled else 0]
+        super().__init__(sum(self.sizes), len(design.readout.bias_ho))
+        # In a tuple it is no part of this module: its parameters are its own.
+        self._design = (design,)
+        self.sampled = sampled
+        self._layers = [(type(state), len(state)) for state in design.first_states(torch.zeros(1, 1))]
+        fields = [f"layer_{i}_{name}" for i, (kind, _) in enumerate(self._layers) for name in kind._fields]
+        self.State = namedtuple("FeedbackState", ["outputs", "fed", "hidden", *fields])  # type: ignore[misc]
+
+    @property
+    def design(self) -> FeedbackDesign:
+        """The design whose step this is."""
+        return self._design[0]
+
+    def state_sizes(self) -> tuple[int, ...]:
+        """o(t), features of y(t), h(t), and the states of the layers."""
+        design = self.design
+        layers = [field.shape[-1] for state in design.first_states(torch.zeros(1, 1)) for field in state]
+        return (self.hidden_size, design.distribution.feedback_size, design.config.hidden_size, *layers)
+
+    def first(self, external: Float[Tensor, "T B E"], states: Sequence[Any] | None) -> Any:
+        """The state before the first step: of the layers as given, zeros for the rest."""
+        zeros = self.initial_state(external.shape[1], dtype=external.dtype, device=external.device)
+        return zeros if states is None else self.State(*zeros[:3], *(field for state in states for field in state))
+
+    def join(self, external: Tensor, targets: Tensor | None, own: Tensor | None, noise: Tensor | None) -> Tensor:
+        """The inputs (T, B, ·) of a run."""
+        steps, batch, _ = external.shape
+        fed = external.new_zeros(steps, batch, self.sizes[1]) if targets is None else self.design.fed(targets)
+        mask = external.new_ones(steps, batch) if own is None else own.to(external.dtype)
+        parts = [external, fed, mask[..., None]]
+        if self.sampled:
+            assert noise is not None
+            parts.append(noise.to(external.dtype))
+        return torch.cat(parts, -1)
+
+    def step(self, projected: Tensor, state: Any) -> Any:
+        """One time step."""
+        design, distribution = self.design, self.design.distribution
+        external, target, own, noise = torch.split(projected, self.sizes, -1)
+        y = torch.where(own > 0.5, state.fed, target)  # (B, F)
+        h, layers = design.advance(torch.cat([external, y], -1), self._grouped(state))
+        o = design.readout(design.dropout(h))  # (B, O)
+        shown = o[..., : distribution.size]
+        if self.sampled:
+            fed = distribution.features(distribution.sample(shown, noise)).to(o.dtype)
+        else:
+            fed = distribution.mean(shown)
+        return self.State(o, fed, h, *(field for layer in layers for field in layer))
+
+    def _grouped(self, state: Any) -> list[Any]:
+        """The states of the layers, out of the flat state."""
+        rest = iter(state[3:])
+        return [kind(*(next(rest) for _ in range(count))) for kind, count in self._layers]

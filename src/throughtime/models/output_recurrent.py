@@ -1,0 +1,64 @@
+"""Design B: recurrent connections from the output to the hidden units alone (fig. 10.4).
+
+    h(t) = tanh(b + W y(t-1) + U x(t))
+
+The network's own output stands in for y(t-1) when it runs freely. No h(t-1) enters: all that a step knows of the past
+is y(t-1). So the design is weaker than A, but with teacher forcing its time steps are decoupled: each is a training
+example of its own, and all of them are computed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from throughtime.models.conditional_recurrent import ConditionalRecurrent, ConditionalRecurrentConfig
+from throughtime.nn import RecurrentLayer
+
+
+class OutputRecurrent(ConditionalRecurrent):
+    """p(y | x) = Π_t p(y(t) | y(t-1), x(t)), the hidden units without recurrence of their own: design B.
+
+    The arguments and calls are those of `ConditionalRecurrent`. A layer is one step of its cell from a state of zeros;
+    the built-in cells have no `weight_hh` here. W of the equation above is the part of `weight_ih` that reads y(t-1).
+
+        >>> import torch, throughtime as tt
+        >>> model = tt.models.OutputRecurrent(input_size=3, output_size=5, cell="rnn", hidden_size=8)
+        >>> model(torch.zeros(7, 2, 3), targets=torch.zeros(7, 2, dtype=torch.int64)).shape
+        torch.Size([7, 2])
+
+    Source: Goodfellow, Bengio & Courville 2016, section 10.2.1, fig. 10.4.
+    """
+
+    def __init__(self, config: ConditionalRecurrentConfig | None = None, **keys: Any) -> None:
+        super().__init__(config, **keys)
+        if isinstance(self.recurrent, RecurrentLayer):
+            self._without_hidden_recurrence(self.recurrent)
+
+    @staticmethod
+    def _without_hidden_recurrence(layers: RecurrentLayer) -> None:
+        """Put one column of zeros where the equations want W, which the state of zeros needs no more of."""
+        for name in [name for name, _ in layers.named_parameters() if name.startswith("weight_hh")]:
+            gates = len(getattr(layers, name))
+            delattr(layers, name)
+            layers.register_buffer(name, torch.zeros(gates, 1), persistent=False)
+
+    def first_states(self, like: Tensor) -> list[Any]:
+        """None: between the steps there is only the output."""
+        return []
+
+    def advance(self, x: Tensor, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
+        """h(t) of any number of steps (N, X), each from a state of zeros."""
+        rest = self.recurrent.zero_states(len(x), x)
+        if isinstance(self.recurrent, RecurrentLayer):
+            rest = [type(state)(*(field[:, :1] for field in state)) for state in rest]
+        h, _ = super().advance(x, rest)
+        return h, []
+
+    def _through_layers(self, x: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Tensor:
+        """All steps of all sequences at once: with y(t-1) known, none waits for another."""
+        h, _ = self.advance(x.flatten(0, 1), [])  # (T · B, H)
+        return h.reshape(*x.shape[:2], -1)

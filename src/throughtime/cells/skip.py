@@ -36,7 +36,7 @@ class SkipCell(TanhCell):
         >>> final._fields, torch.equal(final.h_2, outputs[4])
         (('h', 'h_1', 'h_2'), True)
 
-    W_d is `weight_skip` (H, H). What lies before the first step is zero.
+    W_d is `weight_skip` (H, H). What lies before the first step is zero. The native engine takes delays up to 19.
 
     Raises:
         UsageError: `delay` is below 2: a delay of one step is the plain cell.

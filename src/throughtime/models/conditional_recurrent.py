@@ -8,20 +8,17 @@ Design A assumes the outputs independent, given x; the arrow from y(t-1) drops t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from throughtime.errors import ShapeError
 from throughtime.layers import in_evaluation_mode
 from throughtime.models.design import DesignConfig, inside_lengths
-from throughtime.models.feedback import Feedback, FeedbackDesign, Run
+from throughtime.models.feedback import FeedbackDesign, Lengths, Prepared
 from throughtime.models.probability import SequenceLogProb
-
-Lengths = Int[Tensor, " B"] | Sequence[int] | None
 
 
 class ConditionalRecurrentConfig(DesignConfig):
@@ -52,44 +49,21 @@ class ConditionalRecurrent(FeedbackDesign):
         super().__init__(config, **keys)
         self._build(self.config.input_size)
 
-    def forward(
-        self,
-        inputs: Tensor,
-        *,
-        targets: Tensor | None = None,
-        lengths: Lengths = None,
-        own: Bool[Tensor, "T B"] | None = None,
-        feedback: Feedback = "mean",
-        noise: Float[Tensor, "T B N"] | None = None,
-    ) -> Float[Tensor, "T B O"] | Float[Tensor, "T B"]:
-        """The loss L(t) = −log p(y(t) | y(1..t-1), x(1..t)) in nats (T, B); without targets o(1..τ), free-running.
-
-        `own`, `feedback` and `noise` say where a step sees the network's own output in place of y(t-1); see
-        `FeedbackDesign.run`. Without `own` training is by teacher forcing.
+    def prepare(self, inputs: Tensor | None, targets: Tensor, lengths: Lengths = None) -> Prepared:
+        """Checked inputs (T, B, I), or categories (T, B), and targets.
 
         Raises:
             ShapeError: inputs, targets or lengths that do not fit.
-            UsageError: samples without noise.
         """
-        x = self._features(inputs, self.config.input_size, name="inputs")
-        done = self.runs(x, targets, lengths=lengths, own=own, feedback=feedback, noise=noise)
-        if targets is None:
-            return done.outputs
-        _, inside = inside_lengths(lengths, x, who=type(self).__name__)
-        return -self._step_log_prob(done.outputs, targets, inside)
-
-    def runs(self, inputs: Tensor, targets: Tensor | None = None, *, lengths: Lengths = None, **how: Any) -> Run:
-        """o(1..τ) and h(1..τ) of a run, as `forward` makes it; what professor forcing compares.
-
-        Raises:
-            ShapeError, UsageError: see `forward`.
-        """
-        x = self._features(inputs, self.config.input_size, name="inputs")
+        x = self._inputs(inputs)
+        self._checked_targets(targets, *x.shape[:2])
         checked, inside = inside_lengths(lengths, x, who=type(self).__name__)
-        if targets is not None:
-            self._checked_targets(targets, *x.shape[:2])
-            targets = self._padded(targets, inside)
-        return self.run(x, targets, lengths=checked, **how)
+        return Prepared(x, self._padded(targets, inside), None, checked, inside)
+
+    def _inputs(self, inputs: Tensor | None) -> Tensor:
+        if inputs is None:
+            raise ShapeError(f"{type(self).__name__}: inputs must be (T, B, {self.config.input_size}), got None")
+        return self._features(inputs, self.config.input_size, name="inputs")
 
     def log_prob(self, targets: Tensor, inputs: Tensor, *, lengths: Lengths = None) -> SequenceLogProb:
         """log p(y(t) | y(1..t-1), x(1..t)) in nats for each step, and their sum for each sequence.
@@ -106,8 +80,8 @@ class ConditionalRecurrent(FeedbackDesign):
 
         Returns (T, B) categories or (T, B, values).
         """
-        x = self._features(inputs, self.config.input_size, name="inputs")
+        x = self._inputs(inputs)
         noise = self.distribution.noise(*x.shape[:2], like=x, generator=generator)
         with in_evaluation_mode(self):
-            o = self.run(x, None, feedback="sample", noise=noise).outputs
+            o = self.run_freely(x, feedback="sample", noise=noise).outputs
         return self.distribution.sample(o, noise)

@@ -8,23 +8,21 @@ R, which brings the context x into the network, is shared by all steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from throughtime.errors import ShapeError, UsageError
 from throughtime.layers import in_evaluation_mode, output_distribution
 from throughtime.models.design import DesignConfig, inside_lengths
-from throughtime.models.feedback import Feedback, FeedbackDesign, Run
+from throughtime.models.feedback import FeedbackDesign, Lengths, Prepared, Run
 from throughtime.models.probability import SequenceLogProb
 from throughtime.models.sequence_length import StopKind, first, halted, halting, remaining, with_end
 from throughtime.nn import RecurrentLayer
-
-Lengths = Int[Tensor, " B"] | Sequence[int] | None
 
 
 class ContextToSequenceConfig(DesignConfig):
@@ -88,75 +86,48 @@ class ContextToSequence(FeedbackDesign):
         weight = layers.weight_ih_l0 if isinstance(layers, RecurrentLayer) else layers.cells[0].weight_ih
         return weight[:, : self.config.context_size]  # type: ignore[index]
 
-    def forward(
-        self,
-        context: Tensor | None,
-        *,
-        targets: Tensor,
-        lengths: Lengths = None,
-        own: Bool[Tensor, "T B"] | None = None,
-        feedback: Feedback = "mean",
-        noise: Float[Tensor, "T B N"] | None = None,
-    ) -> Float[Tensor, "T1 B"]:
-        """The loss −log p of each step in nats: (T, B), or one row more where the length is random.
-
-        The row more is the last step, in which a sequence ends ("end_symbol", "bernoulli_halt"; at a sequence's own
-        length, zero behind it), or the first, −log p(τ) ("predicted_length").
-
-        Args:
-            context: x (B, C); None where `context_size` is 0.
-            targets: y(1..τ), (T, B) categories or (T, B, values).
-            lengths: τ of each sequence; T when missing.
-            own: where a step sees the network's own output, (T', B) of `run_steps(targets)` steps T'.
-            feedback: what it sees of it; see `FeedbackDesign.run`.
-            noise: uniform numbers for samples, of as many steps.
+    def prepare(self, inputs: Tensor | None, targets: Tensor, lengths: Lengths = None) -> Prepared:
+        """The context (B, C), None where `context_size` is 0, and the targets, their end among them.
 
         Raises:
             ShapeError: context, targets or lengths that do not fit, or a length above `max_length`.
-            UsageError: samples without noise.
         """
-        done, targets, lengths, inside = self._run_targets(
-            context, targets, lengths, own=own, feedback=feedback, noise=noise
-        )
-        stop = self.config.stop
-        if stop == "bernoulli_halt":
-            symbols = self._step_log_prob(done.outputs[..., : self.distribution.size], targets, None)
-            return -halting(done.outputs[..., -1], symbols, lengths)
-        steps = self._step_log_prob(done.outputs, targets, inside)
-        if stop == "predicted_length":
-            steps = torch.cat([self.length_log_prob(context, len(lengths)).gather(1, lengths[:, None]).mT, steps])
-        return -steps
-
-    def runs(self, context: Tensor | None, targets: Tensor, *, lengths: Lengths = None, **how: Any) -> Run:
-        """o and h of a run, as `forward` makes it; what professor forcing compares."""
-        return self._run_targets(context, targets, lengths, **how)[0]
-
-    def _run_targets(
-        self, context: Tensor | None, targets: Tensor, lengths: Lengths, **how: Any
-    ) -> tuple[Run, Tensor, Tensor, Tensor]:
-        """A run with targets, the end among them; the targets, lengths and steps within them."""
         who, stop = type(self).__name__, self.config.stop
         steps, batch = targets.shape[:2]
         self._check_targets(targets)
-        context = self._checked_context(context, batch)
+        context = self._checked_context(inputs, batch)
         like = torch.empty(steps, batch, device=targets.device)
         lengths, inside = inside_lengths([steps] * batch if lengths is None else lengths, like, who=who)
         assert lengths is not None
         targets = self._padded(targets, inside)
-        ran = lengths
+        if stop == "predicted_length" and batch and int(lengths.max()) > self.config.max_length:
+            raise ShapeError(f"{who}: lengths must be at most max_length={self.config.max_length}, "
+                             f"got {int(lengths.max())}; make max_length greater")  # fmt: skip
         if stop == "end_symbol":
             targets = with_end(targets, lengths, self.config.output_size)
         elif stop == "bernoulli_halt":
-            targets = nn.functional.pad(targets, (*[0, 0] * (targets.dim() - 1), 0, 1))
-        elif stop == "predicted_length" and batch and int(lengths.max()) > self.config.max_length:
-            raise ShapeError(f"{who}: lengths must be at most max_length={self.config.max_length}, "
-                             f"got {int(lengths.max())}; make max_length greater")  # fmt: skip
-        if len(targets) > steps:
-            ran = lengths + 1
+            targets = functional.pad(targets, (*[0, 0] * (targets.dim() - 1), 0, 1))
+        ran = lengths + (len(targets) - steps)
         inside = torch.arange(len(targets), device=targets.device)[:, None] < ran
         external = self.external(context, lengths, len(targets))
-        done = self.run(external, targets, states=self.states(context), lengths=ran, **how)
-        return done, targets, lengths, inside
+        return Prepared(external, targets, self.states(context), ran, inside, lengths, context)
+
+    def losses(self, sequences: Prepared, done: Run) -> Float[Tensor, "T B"]:
+        """−log p of each step in nats, one row more than targets where the length is random.
+
+        The row more is the last step, in which a sequence ends ("end_symbol", "bernoulli_halt": at a sequence's own
+        length, zero behind it), or the first, −log p(τ) ("predicted_length").
+        """
+        stop, o, lengths = self.config.stop, done.outputs, sequences.symbols
+        assert lengths is not None
+        if stop == "bernoulli_halt":
+            symbols = self.distribution.log_prob(o[..., : self.distribution.size], sequences.targets)
+            return -halting(o[..., -1], symbols, lengths)
+        steps = super().losses(sequences, done)
+        if stop != "predicted_length":
+            return steps
+        of_length = self.length_log_prob(sequences.context, len(lengths)).gather(1, lengths[:, None])  # (B, 1)
+        return torch.cat([-of_length.mT, steps])
 
     def run_steps(self, targets: Tensor) -> int:
         """The steps of a run with these targets: one more where a sequence ends in a step of its own."""
@@ -276,7 +247,7 @@ class ContextToSequence(FeedbackDesign):
             limit = planned.clamp(max=max_length)
         noise = distribution.noise(max_length, batch, like=like, generator=generator)
         external = self.external(context, planned, max_length)
-        o = self.run(external, None, states=self.states(context), feedback="sample", noise=noise).outputs
+        o = self.run_freely(external, self.states(context), feedback="sample", noise=noise).outputs
         y = distribution.sample(o[..., : distribution.size], noise)
         if stop == "end_symbol":
             return y, first(y == self.config.output_size)

@@ -11,6 +11,7 @@ Between the two, any step of any sequence may take either: `own` says which. All
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from throughtime.nn import CellStack, RecurrentLayer
 from throughtime.nn.states import join_state
 
 Feedback = Literal["mean", "sample"]
+Lengths = Int[Tensor, " B"] | Sequence[int] | None
 
 
 class Run(NamedTuple):
@@ -39,10 +41,28 @@ class Run(NamedTuple):
     hidden: Tensor
 
 
+class Prepared(NamedTuple):
+    """Sequences as a network takes them.
+
+    external: what enters at each step besides y(t-1), (T, B, E). targets: y(1..τ), zeros behind a sequence's end.
+    states: of the layers before the first step; None for zeros. lengths: steps of each sequence (B,), None where all
+    are T; inside: true (T, B) at those steps. symbols: the targets of each sequence (B,), without the step in which it
+    ends, and context: what they are conditioned on, of designs that have them.
+    """
+
+    external: Tensor
+    targets: Tensor
+    states: Sequence[Any] | None
+    lengths: Tensor | None
+    inside: Tensor | None
+    symbols: Tensor | None = None
+    context: Tensor | None = None
+
+
 class FeedbackDesign(Design):
     """What OutputRecurrent, ContextToSequence and ConditionalRecurrent share.
 
-    A subclass makes `recurrent` and `readout` by `_build`, and says what besides y(t-1) enters at each step.
+    A subclass makes `recurrent` and `readout` by `_build`, and its `prepare` says what besides y(t-1) enters.
     """
 
     recurrent: RecurrentLayer | CellStack
@@ -57,55 +77,104 @@ class FeedbackDesign(Design):
 
     # -- one run over all steps ----------------------------------------------------------------------------------------
 
-    def run(
+    def forward(
         self,
-        external: Float[Tensor, "T B E"],
-        targets: Tensor | None,
+        inputs: Tensor | None,
         *,
-        states: Sequence[Any] | None = None,
-        lengths: Int[Tensor, " B"] | None = None,
+        targets: Tensor,
+        lengths: Lengths = None,
         own: Bool[Tensor, "T B"] | None = None,
         feedback: Feedback = "mean",
         noise: Float[Tensor, "T B N"] | None = None,
-    ) -> Run:
-        """The network over τ steps.
+    ) -> Float[Tensor, "T B"]:
+        """The loss L(t) = −log p(y(t) | y(1..t-1), x) in nats (T, B), by teacher forcing unless `own` says otherwise.
 
         Args:
-            external: what enters at each step besides y(t-1).
-            targets: y(1..τ); step t sees y(t-1), the first one zeros. None: free-running at every step.
-            states: the states of the layers before the first step; zeros when missing.
-            lengths: the number of steps of each sequence.
+            inputs: x, as the design takes it.
+            targets: y(1..τ), (T, B) categories or (T, B, values).
+            lengths: τ of each sequence; T when missing.
             own: true where step t sees the network's own output of t-1 in place of the target's.
             feedback: what of its own output a network sees: the "mean" of p(y(t-1) | o(t-1)) (of categories their
                 probabilities), through which gradients flow, or a "sample".
             noise: uniform numbers (T, B, `distribution.noise_size`) for samples.
 
         Raises:
+            ShapeError: inputs, targets or lengths that do not fit.
             UsageError: samples without noise.
         """
-        if own is None and targets is not None:
-            return self._forced(external, self.fed(targets), states, lengths)
+        sequences = self.prepare(inputs, targets, lengths)
+        return self.losses(sequences, self.run(sequences, own=own, feedback=feedback, noise=noise))
+
+    @abstractmethod
+    def prepare(self, inputs: Tensor | None, targets: Tensor, lengths: Lengths = None) -> Prepared:
+        """Checked sequences, ready for any number of runs.
+
+        Raises:
+            ShapeError: inputs, targets or lengths that do not fit.
+        """
+
+    def losses(self, sequences: Prepared, done: Run) -> Float[Tensor, "T B"]:
+        """−log p of each step in nats, given a run; zero behind a sequence's end."""
+        return -self._step_log_prob(done.outputs, sequences.targets, sequences.inside)
+
+    def run(
+        self,
+        sequences: Prepared,
+        *,
+        own: Bool[Tensor, "T B"] | None = None,
+        feedback: Feedback = "mean",
+        noise: Float[Tensor, "T B N"] | None = None,
+    ) -> Run:
+        """The network over all steps, by teacher forcing unless `own` says otherwise; see `forward`.
+
+        Raises:
+            UsageError: samples without noise.
+        """
+        fed = self._fed(sequences.targets)
+        if own is None:
+            return self._forced(torch.cat([sequences.external, fed], -1), sequences)
+        return self._stepped(sequences, fed, own, feedback, noise)
+
+    def run_freely(
+        self,
+        external: Float[Tensor, "T B E"],
+        states: Sequence[Any] | None = None,
+        *,
+        feedback: Feedback = "mean",
+        noise: Float[Tensor, "T B N"] | None = None,
+    ) -> Run:
+        """The network over all steps without targets: from y(1) on it sees what it put out itself.
+
+        Raises:
+            UsageError: samples without noise.
+        """
+        steps, batch, _ = external.shape
+        nothing = external.new_zeros(steps, batch, self.distribution.feedback_size)
+        own = torch.ones(steps, batch, dtype=torch.bool, device=external.device)
+        return self._stepped(Prepared(external, nothing, states, None, None), nothing, own, feedback, noise)
+
+    def _forced(self, x: Tensor, sequences: Prepared) -> Run:
+        """Teacher forcing: all that enters is known, and the layers run over all steps at once."""
+        h = self._through_layers(x, sequences.states, sequences.lengths)  # (T, B, H)
+        return Run(self.readout(self.dropout(h)), h)
+
+    def _stepped(self, sequences: Prepared, fed: Tensor, own: Tensor, feedback: Feedback, noise: Tensor | None) -> Run:
+        """Step by step, each seeing the target or the network's own output."""
         if feedback == "sample" and noise is None:
             raise UsageError(f"{type(self).__name__}: feedback='sample' needs noise; distribution.noise(T, B) draws it")
         cell = FeedbackCell(self, sampled=feedback == "sample")
-        call = cell.recurrence(cell.join(external, targets, own, noise), cell.first(external, states))
-        # Of h every step is wanted, which is a field of the state.
-        unfolded = kernels.run(replace(call, lengths=lengths, record=True), "reference")
-        return Run(unfolded.outputs, unfolded.states.hidden)
+        parts = [sequences.external, fed, own[..., None].to(fed.dtype)]
+        if feedback == "sample" and noise is not None:
+            parts.append(noise.to(fed.dtype))
+        call = cell.recurrence(torch.cat(parts, -1), cell.first(sequences.external, sequences.states))
+        # h of every step is wanted too, which is a field of the state.
+        done = kernels.run(replace(call, lengths=sequences.lengths, record=True), "reference")
+        return Run(done.outputs, done.states.hidden)
 
-    def run_steps(self, targets: Tensor) -> int:
-        """The steps of a run with these targets (T, B, ...)."""
-        return len(targets)
-
-    def fed(self, targets: Tensor) -> Float[Tensor, "T B F"]:
+    def _fed(self, targets: Tensor) -> Float[Tensor, "T B F"]:
         """y(0..τ-1) as the network reads them: one step later than the targets, zeros first."""
         features = self.distribution.features(targets).to(self._dtype())
         return functional.pad(features, (0, 0, 0, 0, 1, 0))[: len(targets)]
-
-    def _forced(self, external: Tensor, fed: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Run:
-        """Teacher forcing: everything that enters is known, and the layers run over all steps at once."""
-        h = self._through_layers(torch.cat([external, fed], -1), states, lengths)  # (T, B, H)
-        return Run(self.readout(self.dropout(h)), h)
 
     def _through_layers(self, x: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Tensor:
         h: Tensor = self.recurrent(x, self._joined(states), lengths=lengths)[0]
@@ -168,17 +237,6 @@ class FeedbackCell(Cell):
         """The state before the first step: of the layers as given, zeros for the rest."""
         zeros = self.initial_state(external.shape[1], dtype=external.dtype, device=external.device)
         return zeros if states is None else self.State(*zeros[:3], *(field for state in states for field in state))
-
-    def join(self, external: Tensor, targets: Tensor | None, own: Tensor | None, noise: Tensor | None) -> Tensor:
-        """The inputs (T, B, ·) of a run."""
-        steps, batch, _ = external.shape
-        fed = external.new_zeros(steps, batch, self.sizes[1]) if targets is None else self.design.fed(targets)
-        mask = external.new_ones(steps, batch) if own is None else own.to(external.dtype)
-        parts = [external, fed, mask[..., None]]
-        if self.sampled:
-            assert noise is not None
-            parts.append(noise.to(external.dtype))
-        return torch.cat(parts, -1)
 
     def step(self, projected: Tensor, state: Any) -> Any:
         """One time step."""

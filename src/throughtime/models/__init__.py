@@ -3,6 +3,7 @@
 from throughtime.models.conditional_recurrent import ConditionalRecurrent
 from throughtime.models.context_to_sequence import ContextToSequence
 from throughtime.models.design import Design, DesignConfig
+from throughtime.models.echo_state import EchoState, EchoStateConfig, EchoStateNetwork, spectral_radius
 from throughtime.models.feedback import FeedbackDesign
 from throughtime.models.hidden_recurrent import HiddenRecurrent
 from throughtime.models.language import LanguageModel, LanguageModelConfig, LanguageModelShape
@@ -16,6 +17,9 @@ __all__ = [
     "ContextToSequence",
     "Design",
     "DesignConfig",
+    "EchoState",
+    "EchoStateConfig",
+    "EchoStateNetwork",
     "FeedbackDesign",
     "HiddenRecurrent",
     "LanguageModel",
@@ -25,4 +29,5 @@ __all__ = [
     "OutputRecurrent",
     "SequenceLogProb",
     "SequenceSummary",
+    "spectral_radius",
 ]

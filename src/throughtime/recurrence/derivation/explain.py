@@ -72,11 +72,12 @@ def _only_recurrence(cell: nn.Module, inputs: Tensor, state: Any) -> Recurrence:
         UsageError: none, several, or a random one.
     """
     who = type(cell).__name__
-    if not hasattr(cell, "recurrences"):
+    recurrences: Any = getattr(cell, "recurrences", None)
+    if recurrences is None:
         raise UsageError(f"explain: expected a cell or a layer of tt.nn, got {who}")
     if getattr(cell, "batch_first", False):
         raise UsageError(f"explain: time comes first here, got {who} with batch_first=True; make it without")
-    calls = [call for _, call in cell.recurrences(inputs, state)]
+    calls: list[Recurrence] = [call for _, call in recurrences(inputs, state)]
     if len(calls) != 1:
         raise UsageError(f"explain: expected one layer in one direction, got {who} with {len(calls)} recurrences")
     dropped = [getattr(cell, name, 0) for name in ("recurrent_dropout", "variational_dropout", "weight_dropout")]

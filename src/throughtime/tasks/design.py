@@ -1,0 +1,217 @@
+"""Training a design: a model of chapter 10, sequences, and what it sees of its own outputs, into a run folder.
+
+from throughtime.tasks import design
+design.train(model, TensorSource(sequences, 32), held_out, Path("runs/mine"), max_epochs=20)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+import throughtime.models as models
+from throughtime.configuration import to_toml, validate
+from throughtime.data.sequences import Sequences, Source
+from throughtime.errors import DataError, RunFolderError
+from throughtime.layers import in_evaluation_mode
+from throughtime.models import Design, FeedbackDesign
+from throughtime.models.feedback import Feedback
+from throughtime.storage import write_file
+from throughtime.training import distributed
+from throughtime.training.config import TrainingConfig
+from throughtime.training.distributed import Distribution
+from throughtime.training.inputs import TeacherForcing, TrainingInput
+from throughtime.training.loop import Outcome, Trainer
+from throughtime.training.run_folder import RunFolder
+from throughtime.training.task import Loss
+
+NAME = "design"
+# Sequences that are evaluated at once.
+_ROWS = 256
+
+
+class DesignConfiguration(BaseModel):
+    """The config.toml of a design's run: how it was trained. The model's own configuration is config.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    training: TrainingConfig = Field(default_factory=lambda: TrainingConfig.model_validate({}), description="Training.")
+
+
+class _Trainee(nn.Module):
+    """A design and the policy of its training as one module, so that both are trained, wrapped and saved together."""
+
+    def __init__(self, design: Design, policy: TrainingInput) -> None:
+        super().__init__()
+        self.design = design
+        self.policy = policy
+
+    def forward(self, batch: Sequences, index: int) -> Tensor:
+        loss: Tensor = self.policy(self.design, batch, index)
+        return loss
+
+
+class DesignTask:
+    """A design with its sequences, as the training loop wants it."""
+
+    name = NAME
+
+    def __init__(
+        self,
+        design: Design,
+        train: Source,
+        valid: Sequences,
+        policy: TrainingInput,
+        distribution: Distribution,
+        *,
+        seed: int = 0,
+    ) -> None:
+        if not len(valid):
+            raise DataError("design: expected held-out sequences, got none; give at least one")
+        self.design = design
+        self.model: nn.Module = _Trainee(design, policy)
+        self.train = train
+        self.valid = valid
+        self.distribution = distribution
+        self.seed = seed
+        self.batches_per_epoch = max(1, train.batches_per_epoch // distribution.world_size)
+
+    def batch(self, index: int) -> tuple[Sequences, int]:
+        """Batch `index` of this process, and its number."""
+        place = index * self.distribution.world_size + self.distribution.rank
+        return self.train.batch(place).to(self.distribution.device), index
+
+    def loss(self, model: nn.Module, batch: tuple[Sequences, int], carried: tuple[Tensor, ...] | None) -> Loss:
+        """The policy's loss of a batch; whole sequences carry nothing."""
+        return Loss(model(*batch), batch[0].predictions, None)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """See `evaluate`."""
+        return evaluate(self.design, self.valid.to(self.distribution.device), seed=self.seed)
+
+    def describe(self, loss: float) -> dict[str, float]:
+        """The loss in bits."""
+        return {"bits": loss / math.log(2)}
+
+    def save_model(self, folder: Path) -> None:
+        """model.safetensors and config.json of the design."""
+        self.design.save(folder)
+
+
+def train(
+    model: Design,
+    data: Source,
+    valid: Sequences,
+    run: Path,
+    *,
+    policy: TrainingInput | None = None,
+    resume: bool = False,
+    **training: Any,
+) -> Outcome:
+    """Train a design into the folder `run`, or go on with one (`resume`, given the same model, data and policy).
+
+    Args:
+        model: any of `tt.models`' designs; training begins with the weights it has.
+        data: where training batches come from: a `TensorSource`, a `GeneratedSource`, or a `Source` of one's own.
+        valid: held-out sequences; the model that is best on them is the one that is saved.
+        run: the run folder.
+        policy: what a design that feeds outputs back sees in training; teacher forcing when missing.
+        resume: go on from the newest checkpoint.
+        training: keys of the section [training], such as max_steps, learning_rate, gradient_clip, seed.
+
+    Raises:
+        ConfigError: unknown keys or values out of range, all at once.
+        UsageError: the policy needs a design that feeds outputs back.
+        RunFolderError: `run` is taken, or is no run of a design.
+        DivergedError, Interrupted, CheckpointError, StorageError: see `Trainer.fit`.
+    """
+    config = validate(DesignConfiguration, {"training": training}, where="design.train")
+    distribution = distributed.start(config.training)
+    try:
+        task = DesignTask(model, data, valid, policy or TeacherForcing(), distribution, seed=config.training.seed)
+
+        def make() -> None:
+            folder = RunFolder.open(run, NAME) if resume else RunFolder.create(run, NAME)
+            heading = f"A throughtime run: {type(model).__name__} by {policy or TeacherForcing()}"
+            write_file(folder.config, to_toml(config, heading=heading))
+
+        distribution.on_main(make)
+        return Trainer(task, config.training, RunFolder.open(run, NAME), distribution).fit(resume=resume)
+    finally:
+        distribution.close()
+
+
+def load(run: str | Path, **parts: Any) -> Design:
+    """The design of a run folder; `cell` where it has a cell of one's own.
+
+    Raises:
+        RunFolderError: no run folder, one of another task, or one without a model yet.
+        CheckpointError: the weights are damaged.
+    """
+    folder = RunFolder.open(run, NAME)
+    try:
+        name = json.loads((folder.path / "config.json").read_text("utf-8"))["model"]
+        kind = getattr(models, name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise RunFolderError(
+            f"run folder {folder.path}: expected a trained design, got none yet, or a damaged config.json; "
+            "let it train to its first evaluation"
+        ) from None
+    loaded: Design = kind.load(folder.path, **parts)
+    return loaded
+
+
+def evaluate(model: Design, sequences: Sequences, *, seed: int = 0, feedback: Feedback = "sample") -> dict[str, float]:
+    """How well a design predicts sequences, nats per target; of categories the accuracy, of numbers the squared error.
+
+    Of a design that feeds outputs back, `loss` is that of teacher forcing, `free_running` that of the same targets
+    when the network has seen its own outputs (`feedback`: draws of them by `seed`, or their means) in place of
+    y(1..t-1), and `exposure_gap` is the difference: what it costs to meet one's own mistakes.
+    """
+    sums: dict[str, float] = {}
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad(), in_evaluation_mode(model):
+        for rows in torch.split(torch.arange(len(sequences), device=sequences.targets.device), _ROWS):
+            for name, value in _sums(model, sequences.select(rows), generator, feedback).items():
+                sums[name] = sums.get(name, 0.0) + value
+    results = {name: value / max(sequences.predictions, 1) for name, value in sums.items()}
+    if "free_running" in results:
+        results["exposure_gap"] = results["free_running"] - results["loss"]
+    return results
+
+
+def _sums(model: Design, part: Sequences, generator: torch.Generator, feedback: Feedback) -> dict[str, float]:
+    """Sums over the targets of a part."""
+    if not isinstance(model, FeedbackDesign):
+        o = model(part.x, lengths=part.lengths)
+        return {
+            "loss": float(model(part.x, targets=part.targets, lengths=part.lengths).sum()),
+            **_errors(model, o, part),
+        }
+    sequences = model.prepare(part.x, part.targets, part.lengths)
+    taught = model.run(sequences)
+    own = torch.ones(sequences.external.shape[:2], dtype=torch.bool, device=sequences.external.device)
+    noise = model.distribution.noise(*own.shape, like=sequences.external, generator=generator)
+    free = model.run(sequences, own=own, feedback=feedback, noise=noise)
+    o = taught.outputs[: len(part.targets), :, : model.distribution.size]
+    return {
+        "loss": float(model.losses(sequences, taught).sum()),
+        "free_running": float(model.losses(sequences, free).sum()),
+        **_errors(model, o, part),
+    }
+
+
+def _errors(model: Design, o: Tensor, part: Sequences) -> dict[str, float]:
+    """The right guesses among categories, or the mean squared error of the means, summed over targets."""
+    targets, inside = part.targets, torch.ones(o.shape[:-1], dtype=torch.bool, device=o.device)
+    if part.lengths is not None and not part.summary:
+        inside = torch.arange(len(o), device=o.device)[:, None] < part.lengths
+    if not targets.is_floating_point():
+        return {"accuracy": float((model.distribution.mode(o) == targets)[inside].sum())}
+    return {"squared_error": float((model.distribution.mean(o) - targets).square().mean(-1)[inside].sum())}

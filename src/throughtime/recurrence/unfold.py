@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from throughtime import kernels
 from throughtime.cells import Cell
+from throughtime.recurrence.checkpointing import run_checkpointed
 from throughtime.recurrence.lengths import checked_lengths, checked_resets
+from throughtime.recurrence.placement import MemoryBudget
 
 
 def unfold(
@@ -23,6 +26,7 @@ def unfold(
     resets: Bool[Tensor, "T B"] | None = None,
     reverse: bool = False,
     engine: str = "auto",
+    checkpoint: str | int | MemoryBudget | None = None,
 ) -> tuple[Float[Tensor, "T B H"], Any]:
     """Run a cell over τ time steps, sharing its parameters across all of them (fig. 10.2).
 
@@ -36,6 +40,10 @@ def unfold(
         resets: true at [t, b] where row b begins a new sequence at step t: the state before it is zero.
         reverse: run from each sequence's last step to its first.
         engine: "auto", or the name of one engine (`tt.kernels.explain` tells which would run).
+        checkpoint: keep states at borders of segments only, and compute the rest again in the backward pass, for less
+            memory and the same gradients. "sqrt" takes about √τ segments, a number so many (one a step at most), and
+            `tt.bptt.MemoryBudget(bytes)` the placement with the least recomputation that fits. Derivatives of a
+            higher order take the memory of full BPTT. Where no gradient is wanted it changes nothing.
 
     Returns:
         The outputs h(1..τ), and the state at each sequence's own last step (the first, with `reverse`).
@@ -43,13 +51,17 @@ def unfold(
     Raises:
         ShapeError: inputs, state or lengths that do not fit.
         EngineError: the engine asked for by name cannot run this cell.
+        UsageError: `checkpoint` is none of these, its budget cannot hold one step, or the cell's step uses a tensor
+            that requires a gradient and is none of its parameters.
 
-    Source: Goodfellow, Bengio & Courville 2016, section 10.1, eqs. 10.4-10.7.
+    Source: Goodfellow, Bengio & Courville 2016, section 10.1, eqs. 10.4-10.7; Gruslys et al. 2016 for budgets.
     """
     who = type(cell).__name__
     call = cell.recurrence(inputs, state)
     lengths = checked_lengths(lengths, inputs, who=who)
     resets = checked_resets(resets, inputs, who=who, lengths=lengths)
     call = replace(call, lengths=lengths, resets=resets, reverse=reverse)
-    unfolded = kernels.run(call, kernels.check_engine_name(engine, who=who))
+    kernels.check_engine_name(engine, who=who)
+    run = kernels.run if checkpoint is None else partial(run_checkpointed, checkpoint=checkpoint, who=who)
+    unfolded = run(call, engine)
     return unfolded.outputs, unfolded.final_state

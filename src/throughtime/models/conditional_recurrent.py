@@ -14,9 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from throughtime.errors import ShapeError
 from throughtime.layers import in_evaluation_mode
-from throughtime.models.design import DesignConfig, inside_lengths
+from throughtime.models.design import DesignConfig
 from throughtime.models.feedback import FeedbackDesign, Lengths, Prepared
 from throughtime.models.probability import SequenceLogProb
 
@@ -55,15 +54,9 @@ class ConditionalRecurrent(FeedbackDesign):
         Raises:
             ShapeError: inputs, targets or lengths that do not fit.
         """
-        x = self._inputs(inputs)
+        x, checked, inside = self.read_inputs(inputs, lengths)
         self._checked_targets(targets, *x.shape[:2])
-        checked, inside = inside_lengths(lengths, x, who=type(self).__name__)
         return Prepared(x, self._padded(targets, inside), None, checked, inside)
-
-    def _inputs(self, inputs: Tensor | None) -> Tensor:
-        if inputs is None:
-            raise ShapeError(f"{type(self).__name__}: inputs must be (T, B, {self.config.input_size}), got None")
-        return self._features(inputs, self.config.input_size, name="inputs")
 
     def log_prob(self, targets: Tensor, inputs: Tensor, *, lengths: Lengths = None) -> SequenceLogProb:
         """log p(y(t) | y(1..t-1), x(1..t)) in nats for each step, and their sum for each sequence.
@@ -80,7 +73,7 @@ class ConditionalRecurrent(FeedbackDesign):
 
         Returns (T, B) categories or (T, B, values).
         """
-        x = self._inputs(inputs)
+        x, *_ = self.read_inputs(inputs)
         noise = self.distribution.noise(*x.shape[:2], like=x, generator=generator)
         with in_evaluation_mode(self):
             o = self.run_freely(x, feedback="sample", noise=noise).outputs

@@ -138,25 +138,33 @@ class Design(Model):
         """V: from h(t) to o(t), and to `extra` outputs behind them."""
         return Readout(hidden_size, self.distribution.size + extra)
 
-    def _features(self, x: Tensor, size: int, *, name: str) -> Tensor:
-        """Inputs (T, B, size) as they are, or categories (T, B) below `size` one-hot.
+    def read_inputs(
+        self, inputs: Tensor | None, lengths: Int[Tensor, " B"] | Sequence[int] | None = None
+    ) -> tuple[Float[Tensor, "T B I"], Tensor | None, Tensor | None]:
+        """x(1..τ) as numbers, categories one-hot, zeros behind a length; the lengths, and true (T, B) within them.
 
         Raises:
-            ShapeError: neither.
+            ShapeError: neither (T, B, input_size) nor categories (T, B) below it; lengths that do not fit.
         """
-        who = type(self).__name__
-        if x.dim() == 2 and x.dtype == torch.int64:
-            if x.numel() and not 0 <= int(x.min()) <= int(x.max()) < size:
-                raise ShapeError(
-                    f"{who}: {name} must be categories in 0..{size - 1}, got {int(x.min())}..{int(x.max())}"
-                )
-            return functional.one_hot(x, size).to(self._dtype())
-        if x.dim() != 3 or x.shape[2] != size or not x.is_floating_point():
+        who, size = type(self).__name__, self.config.input_size
+        if inputs is None:
+            raise ShapeError(f"{who}: inputs must be (T, B, {size}), or int64 categories (T, B), got None")
+        categories = inputs.dim() == 2 and inputs.dtype == torch.int64
+        if not categories and (inputs.dim() != 3 or inputs.shape[2] != size or not inputs.is_floating_point()):
             raise ShapeError(
-                f"{who}: {name} must be (T, B, {size}), or int64 categories (T, B), got {x.dtype} {tuple(x.shape)}; "
-                "time comes first"
+                f"{who}: inputs must be (T, B, {size}), or int64 categories (T, B), got {inputs.dtype} "
+                f"{tuple(inputs.shape)}; time comes first"
             )
-        return x
+        checked, inside = inside_lengths(lengths, inputs, who=who)
+        inputs = self._padded(inputs, inside)
+        if not categories:
+            return inputs, checked, inside
+        if inputs.numel() and not 0 <= int(inputs.min()) <= int(inputs.max()) < size:
+            raise ShapeError(
+                f"{who}: inputs must be categories in 0..{size - 1}, got {int(inputs.min())}..{int(inputs.max())}"
+            )
+        x = functional.one_hot(inputs, size).to(self._dtype())
+        return x if inside is None else x * inside[..., None], checked, inside
 
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype

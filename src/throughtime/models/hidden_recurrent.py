@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from throughtime.layers import in_evaluation_mode
-from throughtime.models.design import Design, DesignConfig, inside_lengths
+from throughtime.models.design import Design, DesignConfig
 from throughtime.models.probability import SequenceLogProb
 
 
@@ -66,8 +66,7 @@ class HiddenRecurrent(Design):
         Raises:
             ShapeError: inputs, targets or lengths that do not fit.
         """
-        x = self._features(inputs, self.config.input_size, name="inputs")  # (T, B, I)
-        lengths, inside = inside_lengths(lengths, x, who=type(self).__name__)
+        x, lengths, inside = self.read_inputs(inputs, lengths)  # (T, B, I)
         h, _ = self.recurrent(x, lengths=lengths)  # (T, B, D · H)
         o: Tensor = self.readout(self.dropout(h))  # (T, B, O)
         if targets is None:

@@ -16,6 +16,7 @@ from throughtime.cli.demo import demo
 from throughtime.cli.evaluate import evaluate
 from throughtime.cli.generate import generate
 from throughtime.cli.help import example
+from throughtime.cli.inspect import unfold
 from throughtime.cli.train import language_model
 from throughtime.errors import ThroughtimeError
 
@@ -26,6 +27,7 @@ PIPE_CLOSED = 141
 app = typer.Typer(name="throughtime", add_completion=False, rich_markup_mode=None)
 train = typer.Typer(rich_markup_mode=None)
 bench = typer.Typer(rich_markup_mode=None)
+inspect = typer.Typer(rich_markup_mode=None)
 
 
 def _version(wanted: bool) -> None:
@@ -58,6 +60,14 @@ def _train(context: typer.Context) -> None:
     _help_unless_command(context)
 
 
+@inspect.callback(
+    invoke_without_command=True, epilog=example("throughtime inspect unfold --design hidden-recurrent --out graph.svg")
+)
+def _inspect(context: typer.Context) -> None:
+    """Look into a network: its graph through time, and the gradient on its way back."""
+    _help_unless_command(context)
+
+
 @bench.callback(invoke_without_command=True, epilog=example("throughtime bench recurrence --cells lstm"))
 def _bench(context: typer.Context) -> None:
     """Measure speed and memory against PyTorch, both sides in one run."""
@@ -77,6 +87,13 @@ app.command(epilog=example('throughtime generate runs/book --prompt "Once upon" 
     generate
 )
 app.command(epilog=example("throughtime evaluate runs/book --data other.txt --json"))(evaluate)
+app.add_typer(inspect, name="inspect")
+inspect.command(
+    epilog=example(
+        "throughtime inspect unfold --design conditional-recurrent --steps 4 --out graph.svg",
+        "throughtime inspect unfold runs/book --out graph.png",
+    )
+)(unfold)
 app.add_typer(bench, name="bench")
 bench.command(
     "recurrence",

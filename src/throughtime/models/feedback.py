@@ -163,12 +163,12 @@ class FeedbackDesign(Design):
         if feedback == "sample" and noise is None:
             raise UsageError(f"{type(self).__name__}: feedback='sample' needs noise; distribution.noise(T, B) draws it")
         cell = FeedbackCell(self, sampled=feedback == "sample")
-        parts = [sequences.external, fed, own[..., None].to(fed.dtype)]
+        parts = [sequences.external, fed, own[..., None].expand_as(fed).to(fed.dtype)]
         if feedback == "sample" and noise is not None:
             parts.append(noise.to(fed.dtype))
         call = cell.recurrence(torch.cat(parts, -1), cell.first(sequences.external, sequences.states))
         # h of every step is wanted too, which is a field of the state.
-        done = kernels.run(replace(call, lengths=sequences.lengths, record=True), "reference")
+        done = kernels.run(replace(call, lengths=sequences.lengths, record=True), self.config.engine)
         return Run(done.outputs, done.states.hidden)
 
     def _fed(self, targets: Tensor) -> Float[Tensor, "T B F"]:
@@ -213,19 +213,14 @@ class FeedbackCell(Cell):
 
     def __init__(self, design: FeedbackDesign, *, sampled: bool) -> None:
         distribution = design.distribution
-        self.sizes = [design.external_size, distribution.feedback_size, 1, distribution.noise_size if sampled else 0]
+        fed = distribution.feedback_size
+        self.sizes = [design.external_size, fed, fed, *[distribution.noise_size] * sampled]
         super().__init__(sum(self.sizes), len(design.readout.bias_ho))
-        # In a tuple it is no part of this module: its parameters are its own.
-        self._design = (design,)
+        self.design = design
         self.sampled = sampled
         self._layers = [(type(state), len(state)) for state in design.first_states(torch.zeros(1, 1))]
         fields = [f"layer_{i}_{name}" for i, (kind, _) in enumerate(self._layers) for name in kind._fields]
         self.State = namedtuple("FeedbackState", ["outputs", "fed", "hidden", *fields])  # type: ignore[misc]
-
-    @property
-    def design(self) -> FeedbackDesign:
-        """The design whose step this is."""
-        return self._design[0]
 
     def state_sizes(self) -> tuple[int, ...]:
         """o(t), features of y(t), h(t), and the states of the layers."""
@@ -241,13 +236,13 @@ class FeedbackCell(Cell):
     def step(self, projected: Tensor, state: Any) -> Any:
         """One time step."""
         design, distribution = self.design, self.design.distribution
-        external, target, own, noise = torch.split(projected, self.sizes, -1)
+        external, target, own, *noise = torch.split(projected, self.sizes, -1)
         y = torch.where(own > 0.5, state.fed, target)  # (B, F)
         h, layers = design.advance(torch.cat([external, y], -1), self._grouped(state))
         o = design.readout(design.dropout(h))  # (B, O)
         shown = o[..., : distribution.size]
         if self.sampled:
-            fed = distribution.features(distribution.sample(shown, noise)).to(o.dtype)
+            fed = distribution.features(distribution.sample(shown, *noise)).to(o.dtype)
         else:
             fed = distribution.mean(shown)
         return self.State(o, fed, h, *(field for layer in layers for field in layer))

@@ -16,6 +16,7 @@ from throughtime.data.streams import Batch, TokenStreams
 from throughtime.data.tokenizers import Tokenizer
 from throughtime.data.tokens import TokenFile
 from throughtime.errors import ConfigError, RunFolderError
+from throughtime.models.flow import model_flow
 from throughtime.models.language import LanguageModel, LanguageModelConfig
 from throughtime.storage import write_file
 from throughtime.tasks.configuration import LanguageConfiguration, merged
@@ -28,6 +29,10 @@ from throughtime.training.run_folder import RunFolder
 from throughtime.training.task import Loss
 
 NAME = "lm"
+
+# What `training.flow_every` measures each time: rows of the batch, and losses of each.
+_FLOW_ROWS = 4
+_FLOW_LOSSES = 4
 
 
 class LanguageTask:
@@ -83,6 +88,19 @@ class LanguageTask:
         )
         every = units(loss, self._size)
         return {name: every[name] for name in names}
+
+    def flow(self, batch: Batch, carried: tuple[Tensor, ...] | None) -> dict[str, float]:
+        """How the gradients of a few of a window's losses flow back through time (`Flow.summary`)."""
+        few = slice(_FLOW_ROWS)
+        flow = model_flow(
+            self.model,
+            batch.inputs[:, few],
+            None if carried is None else tuple(state[:, few] for state in carried),
+            targets=batch.targets[:, few],
+            resets=None if batch.resets is None else batch.resets[:, few],
+            at=_FLOW_LOSSES,
+        )
+        return flow.summary()
 
     def save_model(self, folder: Path) -> None:
         """model.safetensors, config.json and tokenizer.json."""

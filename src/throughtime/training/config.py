@@ -46,6 +46,9 @@ class TrainingConfig(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the gradient's running mean, per step")
     beta2: float = Field(0.99, ge=0, lt=1, description="AdamW: decay of the squared gradient's running mean, per step")
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of the gradient; longer ones are scaled; 0: off")
+    gradient_clip_value: float = Field(
+        0.0, ge=0, description="largest entry of the gradient, in size; after gradient_clip; 0: off"
+    )
     schedule: Literal["cosine", "plateau", "constant"] = Field(
         "cosine",
         description="learning rate after the warm-up: cosine, plateau (falls when evaluation stalls), constant",
@@ -62,6 +65,9 @@ class TrainingConfig(Section):
     checkpoint_every: int = Field(500, ge=0, description="steps between checkpoints; 0: only the best and the last")
     keep_checkpoints: int = Field(2, ge=1, description="newest checkpoints kept, besides the best")
     log_every: int = Field(20, ge=1, description="steps between lines of metrics.jsonl")
+    flow_every: int = Field(
+        0, ge=0, description="steps between measurements of how gradients flow back through time; 0: never"
+    )
     tensorboard: bool = Field(False, description="also write TensorBoard's event files into the run folder")
 
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from throughtime.errors import DivergedError, Interrupted
+from throughtime.errors import ConfigError, DivergedError, Interrupted
 from throughtime.training.checkpoint import Checkpoint, CheckpointStore, model_tensors
 from throughtime.training.config import TrainingConfig
 from throughtime.training.curve import draw_curve
@@ -26,7 +26,7 @@ from throughtime.training.schedule import learning_rate_factor, progress
 from throughtime.training.signals import StopSignals
 from throughtime.training.state import TrainingState, load_model_tensors, load_rank_tensors, rank_tensors
 from throughtime.training.stepper import Gradients, Stepper
-from throughtime.training.task import Task
+from throughtime.training.task import MeasuresFlow, Task
 
 # The live line reads the loss back at most this often, as that waits for an accelerator.
 _SHOW_SECONDS = 0.5
@@ -90,6 +90,7 @@ class Trainer:
 
         Raises:
             RunFolderError: another training is at work in the run folder; nothing in it was changed.
+            ConfigError: `training.flow_every` for a task that measures no flow.
             DivergedError: the loss or the gradient is no longer finite.
             Interrupted: SIGINT or SIGTERM came; all is saved. Its exit code is 128 + the signal's number.
             CheckpointError: the newest checkpoint is damaged.
@@ -114,6 +115,10 @@ class _Fit:
         self.distribution, self.store = trainer.distribution, trainer.store
         self.signals = signals
         self.model = model
+        if self.config.flow_every and not isinstance(self.task, MeasuresFlow):
+            raise ConfigError(
+                f"training.flow_every: task {self.task.name} does not measure the flow of gradients; set it to 0"
+            )
         self.stepper = Stepper(self.task, model, self.config, self.distribution)
         self.state = TrainingState(
             self.task.batches_per_epoch, self.config.batch_size, self.config.window, self.config.optimizer
@@ -200,6 +205,8 @@ class _Fit:
         self.window.add(gradients, int(count), norm)
         if self.distribution.device.type == "cpu":
             self._check_finite()
+        if self.config.flow_every and state.step % self.config.flow_every == 0 and main:
+            self._measure_flow()
         if state.step % self.config.log_every == 0:
             self._log()
         elif main and time.monotonic() - self.shown >= _SHOW_SECONDS:
@@ -238,6 +245,14 @@ class _Fit:
             self.log.write("train", self.state.step, self._numbers(total))
         self._show(total)
         self.window = _Window()
+
+    def _measure_flow(self) -> None:
+        """One line of how gradients flow back through time, over the batch that is next."""
+        assert isinstance(self.task, MeasuresFlow)
+        batch = self.distribution.place(self.task.batch(self.state.position))
+        values = self.task.flow(batch, self.stepper.carried)
+        if self.log is not None:
+            self.log.write("flow", self.state.step, values)
 
     def _check_finite(self) -> None:
         bad = self.stepper.first_bad_step()

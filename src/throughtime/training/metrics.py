@@ -16,7 +16,7 @@ Record = dict[str, Any]
 class MetricsLog:
     """Appends records to `path`; only the main process has one.
 
-    A record has "kind" ("train" or "evaluation"), "step", and numbers. Every line is flushed when it is written.
+    A record has "kind" ("train", "evaluation", "flow"), "step", and numbers. Every line is flushed when it is written.
     """
 
     def __init__(self, path: Path, *, after_step: int, tensorboard: Path | None = None) -> None:

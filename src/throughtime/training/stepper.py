@@ -75,6 +75,9 @@ class Stepper:
         clip = self._config.gradient_clip
         scale = torch.clamp(clip / (norm + 1e-6), max=1.0) * mean if clip else torch.full_like(norm, mean)
         torch._foreach_mul_(gradients, scale)
+        if limit := self._config.gradient_clip_value:
+            torch._foreach_clamp_max_(gradients, limit)
+            torch._foreach_clamp_min_(gradients, -limit)
         for group in self.optimizer.param_groups:
             group["lr"] = self._config.learning_rate * factor
         self.optimizer.step()

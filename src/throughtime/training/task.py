@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -61,4 +61,16 @@ class Task(Protocol):
 
     def save_model(self, folder: Path) -> None:
         """Write the model as users load it: model.safetensors, config.json and what else it needs."""
+        ...
+
+
+@runtime_checkable
+class MeasuresFlow(Protocol):
+    """What a task has besides where it can tell how gradients flow back through time (`training.flow_every`)."""
+
+    def flow(self, batch: Any, carried: tuple[Tensor, ...] | None) -> dict[str, float]:
+        """Numbers by name for the log, from the model as it is and a micro-batch; neither draws nor changes anything.
+
+        `batch` is on the model's device, `carried` the state before it.
+        """
         ...

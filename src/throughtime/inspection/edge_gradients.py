@@ -73,12 +73,12 @@ def edge_gradients(
     *,
     inputs: Tensor | None = None,
     context: Tensor | None = None,
-) -> dict[tuple[str, int], float]:
-    """‖∂L/∂M(t)‖ by (label of M, step t), for the edges of the model's `unfolded_graph`, and by ("o", t) ‖∂L/∂o(t)‖.
+) -> dict[tuple[str, int], Tensor]:
+    """∂L/∂M(t) by (label of M, step t), for the edges of the model's `unfolded_graph`, and by ("o", t) ∂L/∂o(t).
 
-    L = Σ_t L(t) in nats (eq. 10.12), averaged over the sequences. The model is in evaluation mode and begins from its
-    first state; designs that read y(t-1) get it from the targets. Where cells have gates, a letter stands for the
-    matrices of all gates together.
+    L = Σ_t L(t) in nats (eq. 10.12), averaged over the sequences. Summed over t they are the gradient for M. The model
+    is in evaluation mode and begins from its first state; designs that read y(t-1) get it from the targets. Where
+    cells have gates, a letter stands for the matrices of all gates together.
 
     Args:
         model: one of `tt.models`, of RNN, LSTM or GRU cells, in one direction.
@@ -101,73 +101,73 @@ def edge_gradients(
         loop = _Loop(equations, model.readout, recurrent=not isinstance(model, OutputRecurrent))
         h = loop.run(reading)
         o = loop.read_out(h, [len(h) - 1] if isinstance(model, SequenceSummary) else range(len(h)))
-        torch.autograd.backward(_loss(model, reading, o, h, targets))
-    return loop.norms(reading.columns)
+        loss = _loss(model, reading, o, h, targets)
+        gradients = torch.autograd.grad(loss, list(loop.leaves.values()), allow_unused=True, materialize_grads=True)
+    return _by_letter(dict(zip(loop.leaves, gradients, strict=True)), reading.columns, len(equations))
+
+
+def norms(gradients: dict[tuple[str, int], Tensor]) -> dict[tuple[str, int], float]:
+    """The Frobenius norm of each, as the picture shows it."""
+    return {edge: gradient.norm().item() for edge, gradient in gradients.items()}
 
 
 class _Loop:
-    """A network unrolled step by step, with copies of its matrices for each."""
+    """A network unrolled step by step, with copies of its matrices for each.
+
+    `leaves`, by (name, step), are what L is differentiated by: the copies, and o(t).
+    """
 
     def __init__(self, equations: Sequence[Any], readout: Any, *, recurrent: bool) -> None:
         self.equations = equations
         self.readout = readout
         self.recurrent = recurrent
-        self.copies: list[list[tuple[Tensor, Tensor]]] = []  # by step and layer: U(t), W(t)
-        self.readouts: dict[int, tuple[Tensor, Tensor]] = {}  # by step: V(t), o(t)
+        self.leaves: dict[tuple[str, int], Tensor] = {}
 
     def run(self, reading: _Reading) -> list[Tensor]:
         """h(1..τ) of the last layer, (B, H) each."""
         outputs = []
         states = reading.states
-        for x in reading.x:
-            copies, after = [], []
-            for equation, state in zip(self.equations, states, strict=True):
-                U, W = (_copy(equation.weights.weight_ih), _copy(equation.weights.weight_hh))
-                own = replace(equation, weights=equation.weights._replace(weight_ih=U, weight_hh=W))
+        for t, x in enumerate(reading.x, start=1):
+            after = []
+            for k, (equation, state) in enumerate(zip(self.equations, states, strict=True), start=1):
+                weights = equation.weights
+                copies = {"weight_ih": self._copy(f"U_{k}", t, weights.weight_ih)}
+                if self.recurrent:
+                    copies["weight_hh"] = self._copy(f"W_{k}", t, weights.weight_hh)
+                own = replace(equation, weights=weights._replace(**copies))
                 new, _ = own.advance(own.project_inputs(x), state, None)
-                copies.append((U, W))
                 after.append(new)
                 x = new[0]  # (B, H)
-            self.copies.append(copies)
             outputs.append(x)
             states = after if self.recurrent else states
         return outputs
 
     def read_out(self, h: Sequence[Tensor], steps: Sequence[int]) -> Tensor:
         """o = c + V h at some steps, (those, B, O)."""
+        outputs = []
         for step in steps:
-            V = _copy(self.readout.weight_ho)
-            o = functional.linear(h[step], V, self.readout.bias_ho)
-            o.retain_grad()
-            self.readouts[step] = (V, o)
-        return torch.stack([o for _, o in self.readouts.values()])
+            V = self._copy("V", step + 1, self.readout.weight_ho)
+            outputs.append(functional.linear(h[step], V, self.readout.bias_ho))
+            self.leaves["o", step + 1] = outputs[-1]
+        return torch.stack(outputs)
 
-    def norms(self, columns: Sequence[tuple[str, int]]) -> dict[tuple[str, int], float]:
-        """The Frobenius norm of each copy's gradient."""
-        found: dict[tuple[str, int], float] = {}
-        layers = len(self.equations)
-        for t, copies in enumerate(self.copies, start=1):
-            for k, (U, W) in enumerate(copies, start=1):
-                parts = columns if k == 1 else [("U", U.shape[1])]
-                gradients = torch.split(_gradient(U), [size for _, size in parts], dim=1)
-                for (label, _), gradient in zip(parts, gradients, strict=True):
-                    numbered = f"{label}_{k}" if layers > 1 and label == "U" else label
-                    found[numbered, t] = gradient.norm().item()
-                if self.recurrent:
-                    found[f"W_{k}" if layers > 1 else "W", t] = _gradient(W).norm().item()
-        for step, (V, o) in self.readouts.items():
-            found["V", step + 1] = _gradient(V).norm().item()
-            found["o", step + 1] = _gradient(o).norm().item()
-        return found
+    def _copy(self, name: str, step: int, weight: Tensor) -> Tensor:
+        self.leaves[name, step] = weight.detach().clone().requires_grad_()
+        return self.leaves[name, step]
 
 
-def _copy(weight: Tensor) -> Tensor:
-    return weight.detach().clone().requires_grad_()
-
-
-def _gradient(tensor: Tensor) -> Tensor:
-    """Its gradient; zero where L does not depend on it."""
-    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+def _by_letter(
+    gradients: dict[tuple[str, int], Tensor], columns: Sequence[tuple[str, int]], layers: int
+) -> dict[tuple[str, int], Tensor]:
+    """The gradients by the labels of the graph: of one layer without its number, of U_1 by what its columns read."""
+    found: dict[tuple[str, int], Tensor] = {}
+    for (name, t), gradient in gradients.items():
+        if name == "U_1":
+            for (label, _), part in zip(columns, torch.split(gradient, [size for _, size in columns], 1), strict=True):
+                found["U_1" if label == "U" and layers > 1 else label, t] = part
+        else:
+            found[name if layers > 1 else name.partition("_")[0], t] = gradient
+    return found
 
 
 def _read(model: Any, targets: Tensor, inputs: Tensor | None, context: Tensor | None) -> _Reading:
@@ -216,9 +216,9 @@ def _loss(model: Any, reading: _Reading, o: Tensor, h: Sequence[Tensor], targets
 
 
 def run_gradients(run: Path, steps: int, *, data: Sequence[str] = ()) -> tuple[str, int, dict[tuple[str, int], float]]:
-    """The design, the layers and the `edge_gradients` of a run's model over the first steps of its training text.
+    """The design, the layers and the norms of the `edge_gradients` of a run's model over a text's first steps.
 
-    The text is the run's own, or `data`; as many sequences as a batch of the training has.
+    The text is what it was trained on, or `data`; as many sequences as a batch of the training has.
 
     Raises:
         RunFolderError, CheckpointError: a run folder that cannot be read.
@@ -244,4 +244,4 @@ def run_gradients(run: Path, steps: int, *, data: Sequence[str] = ()) -> tuple[s
     )
     batch = TokenStreams(prepared(source, tokenizer), config.training.batch_size, steps).batch(0)
     design, layers = design_of(model)
-    return design, layers, edge_gradients(model, batch.targets, inputs=batch.inputs)
+    return design, layers, norms(edge_gradients(model, batch.targets, inputs=batch.inputs))

@@ -228,7 +228,11 @@ def _draw_line(axes: Axes, start: Place, end: Place, look: dict[str, Any]) -> Pl
     head = (end[0] - _RADIUS * along[0], end[1] - _RADIUS * along[1])
     axes.add_patch(FancyArrowPatch(tail, head, **_ARROW, mutation_scale=_head(look), **look))
     # Two rows up, the middle belongs to what stands there: the label goes to the half that is nearer the column.
-    share = 0.5 if abs(along[0]) > abs(along[1]) or length < 1.5 * ROW_HEIGHT else 0.7 if end[0] > start[0] else 0.3
+    share = 0.5
+    if abs(along[0]) > abs(along[1]):
+        share = 0.42 if along[0] > 0 else 0.58  # curves that come from above cross on the right of the middle
+    elif length > 1.5 * ROW_HEIGHT:
+        share = 0.7 if end[0] > start[0] else 0.3
     return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
 
 

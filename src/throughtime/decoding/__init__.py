@@ -1,4 +1,4 @@
-"""From probabilities to sequences: greedy and random decoding of any model that has `step`, and text on top of it.
+"""From probabilities to sequences: greedy, random and beam search on any model that has `step`, and text on top of it.
 
 The names are handed on when they are first asked for: reading a configuration costs no import of torch.
 """
@@ -9,19 +9,31 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from throughtime.decoding.beam import Hypotheses, beam_search
+    from throughtime.decoding.conditioned import Conditioned, given
     from throughtime.decoding.config import GenerationConfig
     from throughtime.decoding.engines import explain
     from throughtime.decoding.filters import Filters
-    from throughtime.decoding.protocol import Reading, Steppable
+    from throughtime.decoding.lengths import LengthError, length_error
+    from throughtime.decoding.protocol import Reading, Reordering, Steppable
     from throughtime.decoding.sampling import Decoded, greedy, sample, stream
-    from throughtime.decoding.stop import EndSymbol
+    from throughtime.decoding.stop import BernoulliHalt, EndSymbol, PredictedLength
     from throughtime.decoding.text import Piece, Text, prompt_text, stream_text, write_texts
 
 _HOMES = {
+    "BernoulliHalt": "stop",
+    "Conditioned": "conditioned",
     "GenerationConfig": "config",
     "Filters": "filters",
+    "Hypotheses": "beam",
+    "LengthError": "lengths",
+    "PredictedLength": "stop",
     "Reading": "protocol",
+    "Reordering": "protocol",
     "Steppable": "protocol",
+    "beam_search": "beam",
+    "given": "conditioned",
+    "length_error": "lengths",
     "Decoded": "sampling",
     "greedy": "sampling",
     "sample": "sampling",
@@ -36,16 +48,25 @@ _HOMES = {
 }
 
 __all__ = [
+    "BernoulliHalt",
+    "Conditioned",
     "Decoded",
     "EndSymbol",
     "Filters",
     "GenerationConfig",
+    "Hypotheses",
+    "LengthError",
     "Piece",
+    "PredictedLength",
     "Reading",
+    "Reordering",
     "Steppable",
     "Text",
+    "beam_search",
     "explain",
+    "given",
     "greedy",
+    "length_error",
     "prompt_text",
     "sample",
     "stream",

@@ -18,10 +18,11 @@ from throughtime.decoding.engines import chosen_model
 from throughtime.decoding.filters import Filters
 from throughtime.decoding.protocol import Reading, Steppable
 from throughtime.decoding.randomness import RowUniforms, new_seed
-from throughtime.decoding.stop import EndSymbol, border_of
-from throughtime.errors import ConfigError, DivergedError, PromptError, ShapeError
+from throughtime.decoding.stop import StopRule, border_of, end_of
+from throughtime.errors import ConfigError, DivergedError, PromptError, ShapeError, UsageError
 from throughtime.kernels.native.generation import ChoiceRule, Chunk, PackedModel, Stepper
 from throughtime.layers.modes import in_evaluation_mode
+from throughtime.models import Design
 
 PromptIds: TypeAlias = "Tensor | Sequence[int] | None"
 
@@ -36,7 +37,8 @@ class Decoded(NamedTuple):
 
     tokens: (T, B) int64, the prompt not among them.
     lengths: (B,) int64, tokens of each row before its end symbol.
-    log_probs: (T, B) in nats, log p(y(t) | y(<t)) under the model itself (before any filter), end symbol included.
+    log_probs: (T, B) in nats, log p(y(t) | y(<t)) under the model itself (before any filter), end symbol included. The
+        sum over T is log p of a sequence and its length; where lengths are predicted, log p(τ) stands in the first row.
     """
 
     tokens: Tensor
@@ -50,7 +52,7 @@ def greedy(
     *,
     length: int,
     samples: int = 1,
-    stop: EndSymbol | None = None,
+    stop: StopRule | None = None,
     precision: str = "fp32",
     engine: str = "auto",
 ) -> Decoded:
@@ -83,14 +85,15 @@ def sample(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
-    stop: EndSymbol | None = None,
+    stop: StopRule | None = None,
     precision: str = "fp32",
     engine: str = "auto",
 ) -> Decoded:
     """Ancestral sampling: y(t) drawn from p(y(t) | y(<t)), as the filters change it (`throughtime.decoding.filters`).
 
     Args:
-        model: anything `Steppable`; a `torch.nn.Module` is decoded as in eval mode.
+        model: anything `Steppable`; a `torch.nn.Module` is decoded as in eval mode. A design of chapter 10 is, once
+            `tt.decoding.given` its context or inputs.
         prompt: what is read first: (T,) ids for all rows, or (T, B); by default the model's border token.
         length: tokens to draw, at most.
         samples: rows drawn at once from a (T,) prompt, each independent of the others.
@@ -101,7 +104,8 @@ def sample(
         top_p: choose among the likeliest tokens that sum to this probability; 1: off.
         min_p: choose among tokens at least this fraction as likely as the likeliest; 0: off.
         repetition_penalty: above 1, makes tokens of the prompt and output less likely; 1: off.
-        stop: the token that ends a row; without it every row has `length` tokens.
+        stop: what ends a row: `EndSymbol`, or the rule that a design was built for, which is what it has without.
+            Without one, a model that is no design writes `length` tokens in every row.
         precision: "fp32", or how the native engine stores the weights: "bf16", "int8".
         engine: "auto", "native" or "model", the model's own steps; `tt.decoding.explain` tells which one runs. The same
             seed gives the same tokens on both, where no draw falls within rounding of a border between two tokens.
@@ -109,7 +113,7 @@ def sample(
     Raises:
         PromptError: an empty prompt where the model has no border token, or ids outside its vocabulary.
         ShapeError: the prompt is neither (T,) nor (T, B), or (T, B) together with `samples`.
-        ConfigError: a filter's setting is out of range, or the end symbol is none of the model's.
+        ConfigError: a filter's setting is out of range, or `stop` is none of the model's.
         EngineError: the engine or the precision cannot be had for this model.
         DivergedError: the logits are not numbers.
     """
@@ -132,7 +136,7 @@ def stream(
     samples: int = 1,
     seed: int | torch.Generator | None = None,
     filters: Filters | None = None,
-    stop: EndSymbol | None = None,
+    stop: StopRule | None = None,
     precision: str = "fp32",
     engine: str = "auto",
 ) -> Iterator[Int[Tensor, " B"]]:
@@ -163,7 +167,7 @@ def decode(
     length: int,
     seed: int | torch.Generator | None,
     filters: Filters,
-    stop: EndSymbol | None,
+    stop: StopRule | None,
     precision: str,
     engine: str,
 ) -> Iterator[Chunk]:
@@ -174,7 +178,7 @@ def decode(
     """
     if length < 0:
         raise ConfigError(f"decoding: length must be >= 0 tokens, got {length}")
-    end = None if stop is None else stop.id_for(model)
+    end = end_of(model, stop)
     uniforms = RowUniforms(tokens.shape[1], new_seed() if seed is None else seed)
     packed = chosen_model(model, precision=precision, engine=engine)
     if length == 0:
@@ -187,13 +191,18 @@ def decode(
         sound = chunk.log_probs.isfinite()  # (n, B)
         if not sound.all():
             yield Chunk(*(part[: int(sound.all(-1).long().cumprod(0).sum())] for part in chunk))
-            raise DivergedError(
-                f"decoding: {type(model).__name__} gave logits that are not finite; its weights have diverged: "
-                "train again with a lower learning rate, or take an earlier checkpoint"
-            )
+            raise diverged(model)
         yield chunk
         if not chunk.alive[-1].any():
             return
+
+
+def diverged(model: Steppable) -> DivergedError:
+    """What to raise where logits are no numbers."""
+    return DivergedError(
+        f"decoding: {type(model).__name__} gave logits that are not finite; its weights have diverged: train again "
+        "with a lower learning rate, or take an earlier checkpoint"
+    )
 
 
 def _native_chunks(
@@ -222,18 +231,23 @@ def _native_chunks(
 def _own_steps(
     model: Steppable, tokens: Tensor, length: int, filters: Filters, uniforms: RowUniforms, end: int | None
 ) -> Iterator[Chunk]:
-    """The model's own steps, one in each chunk."""
+    """The model's own steps, one in each chunk; what comes before a sequence begins is told with its first token."""
     alive = torch.ones(tokens.shape[1], dtype=torch.bool)
     seen = _seen(tokens, model.vocabulary_size) if filters.counts_repetitions else None
-    logits, state = _read(model, tokens)
-    for index in range(length):
+    logits, state = read_prompt(model, tokens)
+    silent = silent_actions(model)
+    before = torch.zeros(tokens.shape[1], dtype=torch.float64)
+    for index in range(silent + length):
         chosen = _draw(logits, seen, filters, uniforms, end)  # (B,)
         log_probs = _log_probs(logits, chosen).where(alive, 0.0)
-        if end is not None:
-            chosen = chosen.where(alive, end)
-            alive = alive & (chosen != end)
-        yield Chunk(chosen[None], alive[None], log_probs[None])
-        if index + 1 == length:
+        if index < silent:
+            before = before + log_probs
+        else:
+            if end is not None:
+                chosen = chosen.where(alive, end)
+                alive = alive & (chosen != end)
+            yield Chunk(chosen[None], alive[None], (log_probs + before if index == silent else log_probs)[None])
+        if index + 1 == silent + length:
             return
         fed = chosen.to(logits.device)
         if seen is not None:
@@ -242,8 +256,18 @@ def _own_steps(
             logits, state = model.step(fed, state)
 
 
+def silent_actions(model: Steppable) -> int:
+    """How many actions of a model come before the tokens of a sequence: see `Conditioned`."""
+    return int(getattr(model, "silent_actions", 0))
+
+
 def prompt_ids(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor, "T B"]:
     """The prompt of every row, on the model's device."""
+    if isinstance(model, Design):
+        raise UsageError(
+            f"decoding: {type(model).__name__} has no step of its own; say what it is given: "
+            "tt.decoding.given(model, context=...), or inputs=..."
+        )
     device = _device_of(model, prompt)
     tokens = torch.as_tensor([] if prompt is None else prompt, dtype=torch.int64, device=device)
     if tokens.dim() not in (1, 2) or (tokens.dim() == 2 and samples != 1):
@@ -262,6 +286,8 @@ def prompt_ids(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor,
             f"decoding: prompt ids must be in 0..{model.vocabulary_size - 1}, the vocabulary of "
             f"{type(model).__name__}, got {int(outside[0])}; encode the prompt with the model's own tokenizer"
         )
+    if tokens.dim() == 1 and samples == 1:
+        samples = getattr(model, "batch_size", None) or 1
     return tokens if tokens.dim() == 2 else tokens[:, None].expand(-1, samples)  # (T, B)
 
 
@@ -278,7 +304,7 @@ def _seen(tokens: Int[Tensor, "T B"], vocabulary_size: int) -> Tensor:
     return seen.scatter_(-1, tokens.T, True)
 
 
-def _read(model: Steppable, tokens: Int[Tensor, "T B"]) -> tuple[Tensor, object]:
+def read_prompt(model: Steppable, tokens: Int[Tensor, "T B"]) -> tuple[Tensor, object]:
     """Logits (B, V) after the whole prompt, and the state."""
     with in_evaluation_mode(model):
         state = model.initial_state(tokens.shape[1])

@@ -203,6 +203,10 @@ class LanguageModel(Model):
         h, after = self._hidden(tokens, state)
         return self.readout(h[-1]), after
 
+    def reorder(self, state: Sequence[Tensor], indices: Int[Tensor, " N"]) -> tuple[Tensor, ...]:
+        """The state of the rows `indices`, any number of them."""
+        return tuple(field[:, indices] for field in state)
+
     # -- probability -----------------------------------------------------------------------------------------------
 
     def log_prob(self, tokens: Int[Tensor, "T B"], *, lengths: Int[Tensor, " B"] | None = None) -> SequenceLogProb:

@@ -36,7 +36,7 @@ class RidgeMoments:
         """V (O, F) and c (O,), with λ = `ridge`.
 
         Raises:
-            UsageError: no rows, or rows that leave the solution open.
+            UsageError: no rows, or rows that leave the solution open to the precision of float64.
         """
         if not self.rows:
             raise UsageError("ridge regression: expected rows to learn from, got none; the washout may take them all")
@@ -45,8 +45,8 @@ class RidgeMoments:
         factor, failed = torch.linalg.cholesky_ex(self.squares + torch.diag(penalty))
         if int(failed):
             raise UsageError(
-                f"ridge regression: {self.rows} rows do not determine {len(self.squares)} weights for each output "
-                f"with ridge={ridge:g}; set ridge higher, or give more data"
+                f"ridge regression: {self.rows} rows do not determine {len(self.squares)} weights for each output in "
+                f"float64 with ridge={ridge:g}; set ridge higher, or give more data"
             )
         solution = torch.cholesky_solve(self.products, factor)  # (F + 1, O)
         return solution[:-1].mT.contiguous(), solution[-1].contiguous()

@@ -132,12 +132,14 @@ class _Search:
             slots = torch.arange(before, device=scores.device).expand(batch, -1)
             self._keep(scores[..., self.end], step, slots)
             scores[..., self.end] = -math.inf
+        last = step + 1 == self.steps
         vocabulary = scores.shape[-1]
         flat = scores.flatten(1)  # (B, K·V)
-        self.scores, best = flat.topk(min(self.width, flat.shape[1]))  # (B, K')
+        kept = max(self.width, self.found.shape[1]) if last else self.width
+        self.scores, best = flat.topk(min(kept, flat.shape[1]))  # (B, K')
         self.tokens.append(best % vocabulary)
         self.parents.append(best // vocabulary)
-        if step + 1 == self.steps:
+        if last:
             # What has not ended is cut here.
             slots = torch.arange(best.shape[1], device=best.device).expand(batch, -1)
             self._keep(self.scores, step + 1, slots)

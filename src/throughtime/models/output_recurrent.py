@@ -61,4 +61,4 @@ class OutputRecurrent(ConditionalRecurrent):
     def _through_layers(self, x: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Tensor:
         """All steps of all sequences at once: with y(t-1) known, none waits for another."""
         h, _ = self.advance(x.flatten(0, 1), [])  # (T · B, H)
-        return h.reshape(*x.shape[:2], -1)
+        return h.reshape(*x.shape[:2], h.shape[-1])

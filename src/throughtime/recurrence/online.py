@@ -175,12 +175,12 @@ class RealTimeRecurrentLearning:
         """P, the number of parameters that learn."""
         return sum(p.numel() for p in self._learnt.values())
 
-    def _flatten(self, state: Any) -> Float[Tensor, "*B S"]:
-        """All fields of the state side by side."""
+    def _flatten(self, state: Any) -> Tensor:
+        """All fields of the state side by side, (*B, S)."""
         leading = state[0].dim() - len(self._fields[0])
         return torch.cat([field.flatten(leading) for field in state], dim=-1)
 
-    def _unflatten(self, flat: Float[Tensor, "*B S"]) -> Any:
+    def _unflatten(self, flat: Tensor) -> Any:
         """The fields again, as the cell's `State`."""
         parts = torch.split(flat, [math.prod(shape) for shape in self._fields], dim=-1)
         return self.cell.State(

@@ -193,6 +193,19 @@ def test_a_layer_of_one_cell_is_that_cell(kind: str) -> None:
         close(found.gradients[name], gradient)
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_pieces_of_a_model_of_design_a(cell: str) -> None:
+    torch.manual_seed(2)
+    model = tt.models.HiddenRecurrent(input_size=I, output_size=O, cell=cell, hidden_size=H).double()
+    x, y, lengths = torch.randn(4, 2, I, dtype=torch.float64), torch.randint(O, (4, 2)), torch.tensor([4, 1])
+    found = explain(model.recurrent, model.readout, x, y, lengths=lengths)
+    loss = model(x, targets=y, lengths=lengths).sum()
+    loss.backward()
+    close(found.loss, loss.detach())
+    for name, parameter in model.named_parameters():
+        close(found.gradients[name.split(".")[1].removesuffix("_l0")], parameter.grad)
+
+
 def test_printed_it_is_a_table_from_the_last_step_to_the_first() -> None:
     one = case("rnn", 3, 2)
     found = one.explained()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,7 @@ class OutputDistribution(ABC):
     """p(y | o) for any leading axes: o (*, `size`); y (*) of categories, (*, `values`) of numbers.
 
     size: numbers in o(t). values: numbers in y(t). feedback_size: numbers by which y(t) enters a network that sees it.
-    noise_size: uniform numbers that one draw of y(t) takes.
+    noise_size: random numbers that one draw of y(t) takes, as `noise` draws them.
     """
 
     size: int
@@ -39,7 +40,7 @@ class OutputDistribution(ABC):
 
     @abstractmethod
     def sample(self, o: Tensor, noise: Float[Tensor, "... _"]) -> Tensor:
-        """The y that uniform numbers (*, noise_size) in [0, 1) pick: where y is continuous, differentiably."""
+        """The y that random numbers (*, noise_size) pick: where y is continuous, differentiably in o."""
 
     @abstractmethod
     def mean(self, o: Tensor) -> Float[Tensor, "... _"]:
@@ -64,10 +65,8 @@ class OutputDistribution(ABC):
             raise ShapeError(f"{who}: targets must be floating-point {expected}, got {y.dtype} {tuple(y.shape)}")
 
     def noise(self, *shape: int, like: Tensor, generator: torch.Generator | None = None) -> Float[Tensor, "... _"]:
-        """Uniform numbers for draws of y of the given leading shape, on the device of `like`."""
-        device = like.device if generator is None else generator.device
-        drawn = torch.rand(*shape, self.noise_size, dtype=like.dtype, device=device, generator=generator)
-        return drawn.to(like.device)
+        """Random numbers for draws of y of the given leading shape, on the device of `like`: uniform in [0, 1)."""
+        return _drawn(torch.rand, (*shape, self.noise_size), like, generator)
 
 
 class Categorical(OutputDistribution):
@@ -150,7 +149,11 @@ class Gaussian(OutputDistribution):
 
     def sample(self, o: Tensor, noise: Tensor) -> Tensor:
         """o + ε."""
-        return o + _normal(noise)
+        return o + noise
+
+    def noise(self, *shape: int, like: Tensor, generator: torch.Generator | None = None) -> Float[Tensor, "... _"]:
+        """Standard normal numbers ε."""
+        return _drawn(torch.randn, (*shape, self.noise_size), like, generator)
 
     def mean(self, o: Tensor) -> Tensor:
         """o."""
@@ -179,7 +182,11 @@ class LearnedGaussian(OutputDistribution):
     def sample(self, o: Tensor, noise: Tensor) -> Tensor:
         """μ + σ ε."""
         mu, log_sigma = o.chunk(2, -1)
-        return mu + log_sigma.exp() * _normal(noise)
+        return mu + log_sigma.exp() * noise
+
+    def noise(self, *shape: int, like: Tensor, generator: torch.Generator | None = None) -> Float[Tensor, "... _"]:
+        """Standard normal numbers ε."""
+        return _drawn(torch.randn, (*shape, self.noise_size), like, generator)
 
     def mean(self, o: Tensor) -> Tensor:
         """μ."""
@@ -217,7 +224,12 @@ class MixtureDensity(OutputDistribution):
         """A component by the first number, μ_k + σ_k ε by the others."""
         log_pi, mu, log_sigma = self._parts(o)
         drawn = (log_pi.exp().cumsum(-1) <= noise[..., :1]).sum(-1).clamp(max=self.components - 1)  # (*)
-        return self._of(drawn, mu) + self._of(drawn, log_sigma).exp() * _normal(noise[..., 1:])
+        return self._of(drawn, mu) + self._of(drawn, log_sigma).exp() * noise[..., 1:]
+
+    def noise(self, *shape: int, like: Tensor, generator: torch.Generator | None = None) -> Float[Tensor, "... _"]:
+        """A uniform number for the component, standard normal ones for y."""
+        component = _drawn(torch.rand, (*shape, 1), like, generator)
+        return torch.cat([component, _drawn(torch.randn, (*shape, self.values), like, generator)], -1)
 
     def _of(self, component: Tensor, parts: Tensor) -> Tensor:
         index = component[..., None, None].expand(*component.shape, 1, self.values)
@@ -234,10 +246,12 @@ class MixtureDensity(OutputDistribution):
         return self._of(log_pi.argmax(-1), mu)
 
 
-def _normal(uniform: Tensor) -> Tensor:
-    """Standard normal numbers from uniform ones in [0, 1)."""
-    tiny = torch.finfo(uniform.dtype).eps
-    return torch.special.ndtri(uniform.clamp(tiny, 1 - tiny))
+def _drawn(
+    draw: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
+) -> Tensor:
+    """Random numbers of a shape, of the type and on the device of `like`, wherever the generator is."""
+    device = like.device if generator is None else generator.device
+    return draw(shape, dtype=like.dtype, device=device, generator=generator).to(like.device)
 
 
 def _gaussian_log_prob(y: Tensor, mu: Tensor, log_sigma: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class FeedbackDesign(Design):
             own: true where step t sees the network's own output of t-1 in place of the target's.
             feedback: what of its own output a network sees: the "mean" of p(y(t-1) | o(t-1)) (of categories their
                 probabilities), through which gradients flow, or a "sample".
-            noise: uniform numbers (T, B, `distribution.noise_size`) for samples.
+            noise: random numbers (T, B, `distribution.noise_size`) for samples.
 
         Raises:
             ShapeError: inputs, targets or lengths that do not fit.
@@ -208,7 +208,7 @@ class FeedbackCell(Cell):
     """A design with its loop closed: one step from x(t), y(t-1) and h(t-1) to o(t), y(t) and h(t).
 
     An input holds, side by side, what enters from outside, the target's features, whether to look at the network's own
-    output instead, and the uniform numbers for drawing it.
+    output instead, and the random numbers for drawing it.
     """
 
     def __init__(self, design: FeedbackDesign, *, sampled: bool) -> None:

@@ -223,7 +223,9 @@ def _loop_inputs(planned: Plan, projected: Tensor, fixed: dict[int, Tensor]) -> 
 
     parts = [projected] if planned.takes_projected else []
     for part in planned.hoisted:
-        values = [v.expand(*projected.shape[:-1], v.shape[-1]) for v in evaluate(list(part.operands), leaf, projected)]
+        # A number, of an operand that is constant, spreads over the operand's width.
+        found = zip(part.operands, evaluate(list(part.operands), leaf, projected), strict=True)
+        values = [value.expand(*projected.shape[:-1], operand.width) for operand, value in found]
         operand = values[0] if len(values) == 1 else torch.cat(values, -1)
         parts.append(linear(operand, _joined(_rows(fixed[part.rows.node], part.rows, part.ranges))))
     if not parts:

@@ -48,14 +48,13 @@ def all_ways(model: Any, prompt: Tensor, length: int, end: int | None, silent: i
     ways: list[tuple[tuple[int, ...], float]] = []
 
     def go_on(written: tuple[int, ...], score: float, logits: Tensor, state: Any) -> None:
-        if len(written) == length + silent:
-            ways.append((written[silent:], score))
-            return
         for y, log_p in enumerate(logits.log_softmax(-1)[0].tolist()):
             if log_p == -math.inf:
                 continue
             if y == end:
                 ways.append((written[silent:], score + log_p))
+            elif len(written) + 1 == length + silent:
+                ways.append(((*written, y)[silent:], score + log_p))
             else:
                 go_on((*written, y), score + log_p, *model.step(torch.tensor([y]), state))
 

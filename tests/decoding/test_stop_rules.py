@@ -168,8 +168,6 @@ def test_a_predicted_length_is_kept_and_not_told_as_a_token() -> None:
 def test_a_prompt_goes_on_from_its_symbols() -> None:
     model = context_model("end_symbol", context_size=0, output_size=3)
     decoded = greedy(given(model), [3, 1, 2], length=1)
-    logits = torch.stack([_log_prob(model, (1, 2, y)) - _log_prob(model, (1, 2, y)) for y in range(3)])
-    assert logits.shape == (3,)
     steps = [model.log_prob(torch.tensor([[1], [2], [y]])).steps[2, 0].detach() for y in range(3)]
     end = model.log_prob(torch.tensor([[1], [2]])).steps[2, 0].detach()
     choices = torch.stack([*steps, end])

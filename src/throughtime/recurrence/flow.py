@@ -51,8 +51,8 @@ class LayerFlow:
     norms: for each field of the state, the output h first, ‖∂L(t)/∂h(t-k)‖ of each sampled t, sequence and lag, float64
         (N, B, K + 1); NaN where t - k lies before the sequence's beginning or t behind its end. "c" of an LSTM is
         ‖∂L(t)/∂c(t-k)‖ with h(t-k) held: what the memory alone carries on.
-    singular_values: the largest of ∂h(t)/∂h(t-k), this layer's part alone, float64 (lags, N, B, R); None where they
-        were not asked for.
+    singular_values: the largest of ∂h(t)/∂h(t-k), this layer's part alone, of the last sampled t, float64 (lags, B, R);
+        None where they were not asked for.
     saturation: by gate; "h" for units that are a tanh themselves.
     """
 
@@ -88,8 +88,8 @@ class LayerFlow:
 
     @property
     def median_singular_values(self) -> Tensor | None:
-        """The medians over sampled t and sequences, (lags, R)."""
-        return None if self.singular_values is None else self.singular_values.flatten(1, 2).nanquantile(0.5, 1)
+        """The medians over sequences, (lags, R)."""
+        return None if self.singular_values is None else self.singular_values.nanquantile(0.5, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,7 +203,7 @@ def flow(
             product of h(t) and a random direction of length 1: how an average gradient fares.
         at: which losses: how many, evenly spaced over time up to the last step, or the very t, counted from 0.
         max_lag: the longest lag; when missing, as far as t reaches.
-        jacobians: how many leading singular values of ∂h(t)/∂h(t-k) to find, at lags 1, 2, 4, …
+        jacobians: how many leading singular values of ∂h(t)/∂h(t-k) to find, of the last sampled t, at lags 1, 2, 4, …
         seed: of the random directions.
 
     Raises:
@@ -267,7 +267,8 @@ def measure(
     for link, found in zip(chain, norms, strict=True):
         values = None
         if lags:
-            values = singular_values(link, times, lags, jacobians, block=link.names[0], generator=generator)
+            last = times[-1:]
+            values = singular_values(link, last, lags, jacobians, block=link.names[0], generator=generator)[:, 0]
         layers.append(LayerFlow(link.where, found, values, saturation(link)))
     return Flow(times, tuple(lags), tuple(layers))
 

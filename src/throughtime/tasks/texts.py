@@ -75,6 +75,16 @@ def prepared(source: TextSource, tokenizer: Tokenizer) -> TokenFile:
     return _in_cache(lambda: prepare(source, tokenizer))
 
 
+def held_out(data: DataConfig, tokenizer: Tokenizer) -> TokenFile:
+    """The held-out text of a configuration as tokens.
+
+    Raises:
+        DataError: a text that cannot be read, or that is both trained on and held out.
+        StorageError: the cache cannot be written.
+    """
+    return prepared(_sources(data)[1], tokenizer)
+
+
 def _in_cache(make: Callable[[], Made]) -> Made:
     try:
         return make()

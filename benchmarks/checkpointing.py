@@ -84,7 +84,7 @@ def in_a_process(case: Case) -> dict[str, Any]:
 
 def measure_here(case: Case) -> dict[str, Any]:
     """Bytes at the peak of a step above those before it, and of the whole process; its seconds."""
-    prepared(replace(case, steps=2, checkpoint="sqrt"))[1]()  # what a first call loads and keeps is not the step's
+    prepared(replace(case, steps=20))[1]()  # what a first call loads and keeps is not the step's
     _, step = prepared(case)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

@@ -227,9 +227,9 @@ def _backward(
         if number and kept[-1][0] == number:
             kept.pop()
         of_leaves = segment.gradients(given, len(segment.leaves))
-        del segment
         found.add(span, of_leaves)
         of_state = of_leaves[1:count]
+        del segment, of_leaves  # before the next one is run
     return [found.inputs, *of_state, *found.of_weights()]
 
 

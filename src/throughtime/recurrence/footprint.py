@@ -29,6 +29,11 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.peak = self.operations = 0
         self._seen: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here: torch would import its compiler, for two seconds, to say so."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as ever, and count what is new."""
         for tensor in _tensors((args, kwargs)):

@@ -211,7 +211,7 @@ class MixtureDensity(OutputDistribution):
     def _parts(self, o: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log π (*, K), μ and log σ (*, K, values)."""
         k = self.components
-        logits, mu, log_sigma = o.split([k, k * self.values, k * self.values], -1)
+        logits, mu, log_sigma = torch.split(o, [k, k * self.values, k * self.values], -1)
         shape = (*o.shape[:-1], k, self.values)
         return logits.log_softmax(-1), mu.reshape(shape), log_sigma.reshape(shape)
 
@@ -265,5 +265,10 @@ def output_distribution(kind: str, values: int, *, components: int = 1) -> Outpu
     """The distribution of that name, one of `KINDS`, over y(t) of `values` numbers or categories."""
     if kind == "mixture_density":
         return MixtureDensity(values, components)
-    simple = {"categorical": Categorical, "bernoulli": Bernoulli, "gaussian": Gaussian}
-    return {**simple, "learned_gaussian": LearnedGaussian}[kind](values)
+    kinds: dict[str, Callable[[int], OutputDistribution]] = {
+        "categorical": Categorical,
+        "bernoulli": Bernoulli,
+        "gaussian": Gaussian,
+        "learned_gaussian": LearnedGaussian,
+    }
+    return kinds[kind](values)

@@ -1,0 +1,58 @@
+"""Batches of whole sequences: every sequence once in an epoch, the same at every asking, cut to what they hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from throughtime.data.sequences import GeneratedSource, Sequences, TensorSource
+from throughtime.errors import ShapeError
+
+
+def numbered(count: int, **parts: torch.Tensor) -> Sequences:
+    return Sequences(torch.arange(count).expand(5, count), **parts)
+
+
+def test_an_epoch_holds_every_sequence_once_in_an_order_of_its_own() -> None:
+    source = TensorSource(numbered(10), 4, seed=3)
+    epochs = [torch.cat([source.batch(3 * epoch + i).targets[0] for i in range(3)]).tolist() for epoch in range(2)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    assert epochs[0] != epochs[1]
+    assert source.batches_per_epoch == 3
+
+
+def test_a_batch_is_a_function_of_its_number() -> None:
+    source, again = TensorSource(numbered(10), 4, seed=3), TensorSource(numbered(10), 4, seed=3)
+    later = again.batch(7).targets
+    assert torch.equal(source.batch(2).targets, again.batch(2).targets)
+    assert torch.equal(source.batch(7).targets, later)
+    assert not torch.equal(TensorSource(numbered(10), 4, seed=4).batch(7).targets, later)
+
+    made = GeneratedSource(lambda n, g: Sequences(torch.rand(3, n, 1, generator=g)), 2, seed=1)
+    assert torch.equal(made.batch(5).targets, made.batch(5).targets)
+    assert not torch.equal(made.batch(5).targets, made.batch(6).targets)
+
+
+def test_a_selection_is_cut_to_its_longest_sequence() -> None:
+    whole = numbered(4, inputs=torch.zeros(5, 4, 2), lengths=torch.tensor([1, 5, 3, 0]))
+    part = whole.select(torch.tensor([2, 0]))
+    assert part.targets.tolist() == [[2, 0]] * 3
+    assert part.inputs is not None
+    assert part.inputs.shape == (3, 2, 2)
+    assert part.predictions == 4
+    assert whole.predictions == 9
+    assert whole.select(torch.tensor([3])).targets.shape == (0, 1)
+
+
+def test_one_target_for_a_whole_sequence() -> None:
+    whole = Sequences(torch.arange(4), torch.zeros(5, 4, 2), lengths=torch.tensor([1, 5, 3, 0]), summary=True)
+    assert whole.select(torch.tensor([2, 0])).targets.tolist() == [2, 0]
+    assert whole.predictions == len(whole) == 4
+    assert numbered(3).predictions == 15
+
+
+def test_parts_of_unequal_numbers_are_refused() -> None:
+    with pytest.raises(
+        ShapeError, match=r"expected as many sequences in every part, got \{'targets': 4, 'context': 3\}"
+    ):
+        Sequences(torch.zeros(5, 4), context=torch.zeros(3, 2))

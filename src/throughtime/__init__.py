@@ -11,19 +11,31 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from throughtime import bptt, decoding, kernels, models, nn
+    from throughtime import bptt, decoding, inspection, kernels, models, nn, tasks, universal
     from throughtime.cells import Cell
     from throughtime.errors import ThroughtimeError
     from throughtime.recurrence import unfold
 
-_MODULES = ("bptt", "decoding", "kernels", "models", "nn")
+_MODULES = ("bptt", "decoding", "inspection", "kernels", "models", "nn", "tasks", "universal")
 _NAMES = {
     "Cell": "throughtime.cells",
     "ThroughtimeError": "throughtime.errors",
     "unfold": "throughtime.recurrence",
 }
 
-__all__ = ["Cell", "ThroughtimeError", "bptt", "decoding", "kernels", "models", "nn", "unfold"]
+__all__ = [
+    "Cell",
+    "ThroughtimeError",
+    "bptt",
+    "decoding",
+    "inspection",
+    "kernels",
+    "models",
+    "nn",
+    "tasks",
+    "unfold",
+    "universal",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,9 +8,31 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_HOMES: dict[str, str] = {}
+_HOMES = {
+    "Derivation": "recurrence.derivation",
+    "Flow": "recurrence.flow",
+    "MemoryBudget": "recurrence",
+    "OnlineState": "recurrence.online",
+    "RealTimeRecurrentLearning": "recurrence.online",
+    "Truncated": "recurrence",
+    "explain": "recurrence.derivation",
+    "flow": "inspection.flow",
+    "information_flow": "recurrence.regulariser",
+    "truncated": "recurrence",
+}
 
-__all__: list[str] = []
+__all__ = [  # noqa: F822  # handed on lazily
+    "Derivation",
+    "Flow",
+    "MemoryBudget",
+    "OnlineState",
+    "RealTimeRecurrentLearning",
+    "Truncated",
+    "explain",
+    "flow",
+    "information_flow",
+    "truncated",
+]
 
 
 def __getattr__(name: str) -> Any:

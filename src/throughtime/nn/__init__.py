@@ -1,6 +1,17 @@
 """Layers that are drop-in for `torch.nn`'s, and do more."""
 
-from throughtime.cells import DeepTransitionCell, GRUCell, LeakyCell, LSTMCell, RNNCell, SkipCell
+from throughtime.cells import (
+    DeepTransitionCell,
+    GRUCell,
+    LeakyCell,
+    LSTMCell,
+    RNNCell,
+    SkipCell,
+    chrono_,
+    identity_,
+    orthogonal_,
+    unit_forget_bias_,
+)
 from throughtime.nn.layers import GRU, LSTM, RNN
 from throughtime.nn.recurrent import RecurrentLayer
 from throughtime.nn.replace import replace_torch_layers
@@ -22,5 +33,9 @@ __all__ = [
     "RecurrentLayer",
     "SkipCell",
     "StepStates",
+    "chrono_",
+    "identity_",
+    "orthogonal_",
     "replace_torch_layers",
+    "unit_forget_bias_",
 ]

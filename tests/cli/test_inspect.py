@@ -86,6 +86,17 @@ def test_a_runs_own_text_is_taken_where_none_is_given(
     assert gradients["V", 5] > 0
 
 
+def test_a_short_text_gives_fewer_sequences(call: Call, tiny_run: Path, drawn: list[Any]) -> None:
+    Path("text.txt").write_text("Hello")
+    assert call("inspect", "unfold", tiny_run, "--data", "text.txt", "--steps", 4, "--out", "run.svg").code == 0
+    assert drawn[0][3]["V", 4] > 0
+    called = call("inspect", "unfold", tiny_run, "--data", "text.txt", "--steps", 40, "--out", "run.svg")
+    assert called.code == 2
+    assert re.search(
+        r"edge gradients: 40 steps need a text of 41 tokens, got \d; take fewer steps or a longer text\n$", called.err
+    )
+
+
 def test_a_run_on_standard_input_needs_a_text(call: Call, run_on: Callable[[str], Path]) -> None:
     called = call("inspect", "unfold", run_on("-"), "--out", "run.svg")
     assert called.code == 2

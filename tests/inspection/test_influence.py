@@ -149,6 +149,7 @@ def test_samples_that_there_are_not(samples: int) -> None:
     assert str(caught.value) == f"influence: samples must be 1 to 3, the number of other categories, got {samples}"
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_targets_are_categories() -> None:
     with pytest.raises(ShapeError) as caught:
         influence(language_model(), targets().float())

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from throughtime.data.sources import TextSource
 from throughtime.data.streams import TokenStreams
-from throughtime.errors import UsageError
+from throughtime.errors import DataError, UsageError
 from throughtime.layers import in_evaluation_mode
 from throughtime.models.context_to_sequence import ContextToSequence
 from throughtime.models.feedback import FeedbackDesign, Prepared, Run
@@ -218,7 +218,7 @@ def _loss(model: Any, reading: _Reading, o: Tensor, h: Sequence[Tensor], targets
 def run_gradients(run: Path, steps: int, *, data: Sequence[str] = ()) -> tuple[str, int, dict[tuple[str, int], float]]:
     """The design, the layers and the norms of the `edge_gradients` of a run's model over a text's first steps.
 
-    The text is what it was trained on, or `data`; as many sequences as a batch of the training has.
+    The text is what it was trained on, or `data`; as many sequences as a batch of the training has, where it has them.
 
     Raises:
         RunFolderError, CheckpointError: a run folder that cannot be read.
@@ -242,6 +242,13 @@ def run_gradients(run: Path, steps: int, *, data: Sequence[str] = ()) -> tuple[s
         split="all" if whole else "train",
         valid_fraction=own.valid_fraction,
     )
-    batch = TokenStreams(prepared(source, tokenizer), config.training.batch_size, steps).batch(0)
+    tokens = prepared(source, tokenizer)
+    sequences = min(config.training.batch_size, (len(tokens.tokens) - 1) // steps)
+    if sequences < 1:
+        raise DataError(
+            f"edge gradients: {steps} steps need a text of {steps + 1} tokens, got {len(tokens.tokens)}; "
+            "take fewer steps or a longer text"
+        )
+    batch = TokenStreams(tokens, sequences, steps).batch(0)
     design, layers = design_of(model)
     return design, layers, norms(edge_gradients(model, batch.targets, inputs=batch.inputs))

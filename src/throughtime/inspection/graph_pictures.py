@@ -79,7 +79,7 @@ def _figure(recurrent: Graph, unfolded: Graph, gradients: Gradients | None) -> F
     right = offset + max(x for x, _ in unfolded.positions.values()) + 1.3
     top = max(y for _, y in unfolded.positions.values()) + 1.3
     left = min(x for x, _ in recurrent.positions.values()) - 1.9
-    bottom = -1.9 if scale else -1.2
+    bottom = min(y for _, y in unfolded.positions.values()) - (1.9 if scale else 1.2)
     figure = Figure(figsize=((right - left) * _INCHES_PER_UNIT, (top - bottom) * _INCHES_PER_UNIT), dpi=150)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -149,6 +149,8 @@ class _Scale:
 
 def _draw_unfolded(axes: Axes, graph: Graph, offset: float, scale: _Scale | None) -> None:
     places = {node: (x + offset, y) for node, (x, y) in graph.positions.items()}
+    # Curves from above cross the arrows between steps on the right of their middle.
+    curves = any(edge.source.name == "y" and edge.delay for edge in graph.edges)
     for edge in graph.edges:
         start, end = places[edge.source], places[edge.target]
         norm, look = scale.look(edge) if scale else (None, dict(_PLAIN))
@@ -157,6 +159,8 @@ def _draw_unfolded(axes: Axes, graph: Graph, offset: float, scale: _Scale | None
         # From above, around what stands between: down the gap between two columns.
         around = edge.source.name == "y" and edge.delay != 0
         at = _draw_curve(axes, start, end, look) if around else _draw_line(axes, start, end, look)
+        if not around and edge.delay and curves:
+            at = (at[0] - _LETTER * 0.75, at[1])
         _draw_label(axes, edge, at, norm, start, end)
     for node, place in places.items():
         _draw_node(axes, node, graph, place)
@@ -227,13 +231,18 @@ def _draw_line(axes: Axes, start: Place, end: Place, look: dict[str, Any]) -> Pl
     tail = (start[0] + _RADIUS * along[0], start[1] + _RADIUS * along[1])
     head = (end[0] - _RADIUS * along[0], end[1] - _RADIUS * along[1])
     axes.add_patch(FancyArrowPatch(tail, head, **_ARROW, mutation_scale=_head(look), **look))
-    # Two rows up, the middle belongs to what stands there: the label goes to the half that is nearer the column.
     share = 0.5
-    if abs(along[0]) > abs(along[1]):
-        share = 0.42 if along[0] > 0 else 0.58  # curves that come from above cross on the right of the middle
-    elif length > 1.5 * ROW_HEIGHT:
+    if _fans_out(start, end):
+        share = 0.62  # where there is room between one arrow and the next
+    elif along[1] > 0 and length > 1.5 * ROW_HEIGHT:
+        # Two rows up, the middle belongs to what stands there: the label goes to the half nearer to the column.
         share = 0.7 if end[0] > start[0] else 0.3
     return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+
+
+def _fans_out(start: Place, end: Place) -> bool:
+    """Whether an arrow goes from one column up to another, as from a context to each step."""
+    return end[1] > start[1] and abs(end[0] - start[0]) > 0.4 * COLUMN_WIDTH
 
 
 def _draw_curve(axes: Axes, start: Place, end: Place, look: dict[str, Any]) -> Place:
@@ -275,6 +284,10 @@ def _draw_label(axes: Axes, edge: Edge, at: Place, norm: float | None, start: Pl
     """The letter of the matrix beside the arrow, and the gradient in small print."""
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85}
     number = "" if norm is None else _short(norm)
+    if _fans_out(start, end):
+        both = f"{_shown(edge.label)} {number}".strip()
+        axes.text(*at, both, ha="center", va="center", fontsize=8 if number else 10, bbox=box, zorder=5)
+        return
     if abs(start[0] - end[0]) >= COLUMN_WIDTH / 2 and edge.source.name != "y":
         axes.text(at[0], at[1] + 0.12, _shown(edge.label), ha="center", va="bottom", fontsize=10, bbox=box, zorder=5)
         axes.text(at[0], at[1] - 0.14, number, ha="center", va="top", fontsize=6.5, bbox=box, zorder=5)

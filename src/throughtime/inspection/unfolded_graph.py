@@ -193,10 +193,9 @@ def unfolded_graph(design: str, steps: int | None = None, *, num_layers: int = 1
     ends = [end for edge in edges for end in (edge.source, edge.target)]
     steps_seen = [end.step for end in ends if end.step is not None]
     names = {step: names.get(step, str(step)) for step in range(min(steps_seen), max(steps_seen) + 1)}
-    middle = (min(names) + max(names)) / 2
-    positions = {
-        end: _place(end.name, (middle if end.step is None else end.step) - min(names), heights) for end in ends
-    }
+    positions = {end: _place(end.name, end.step - min(names), heights) for end in ends if end.step is not None}
+    if found.timeless:
+        positions[Node(found.timeless)] = _below(len(names))
     return Graph(found.title, positions, tuple(edges), names)
 
 
@@ -229,6 +228,12 @@ def _heights(names: set[str], num_layers: int) -> dict[str, float]:
     """How high each variable stands: the inputs below, then the layers, the output, the loss, the target."""
     order = ["x", "h", *(f"h_{layer}" for layer in range(1, num_layers + 1)), "g", "o", "L", "y"]
     return {name: row * ROW_HEIGHT for row, name in enumerate(name for name in order if name in names)}
+
+
+def _below(columns: int) -> tuple[float, float]:
+    """(x, y) of what all steps see: below their middle, so low that no arrow from it meets another step's circle."""
+    middle = (columns - 1) / 2
+    return middle * COLUMN_WIDTH, ROW_HEIGHT - max(ROW_HEIGHT, 0.9 * middle)
 
 
 def _place(name: str, column: float, heights: dict[str, float]) -> tuple[float, float]:

@@ -22,8 +22,7 @@ from throughtime.errors import ShapeError
 from throughtime.recurrence.jacobians import Fields, Link, links
 
 
-@torch.no_grad()
-def hidden_gradients(
+def information_flow(
     layer: Any,
     inputs: Any,
     d_outputs: Float[Tensor, "T B H"],
@@ -31,27 +30,48 @@ def hidden_gradients(
     state: Any = None,
     lengths: Any = None,
     resets: Any = None,
-) -> tuple[Tensor, ...]:
-    """∇_h(t) L of every layer, each (T, B, H), given what L has of the outputs at each step directly.
+) -> Float[Tensor, " B"]:
+    """Ω of each sequence, the sum over its steps and the layers; to be differentiated by the parameters.
+
+        >>> import torch, throughtime as tt
+        >>> cell, x = tt.nn.LSTMCell(3, 5), torch.randn(7, 2, 3)
+        >>> outputs, _ = tt.unfold(cell, x)
+        >>> loss = outputs[-1].square().mean()
+        >>> (d_outputs,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+        >>> penalty = tt.bptt.information_flow(cell, x, d_outputs).mean()
+        >>> (loss + 0.1 * penalty).backward()
+
+    Steps at which nothing of the loss arrives, and the first step of a sequence, of which there is no h(t-1) to learn
+    from, have no part in it. For an LSTM it is h alone that counts, at fixed c(t-1), as for any first field of a state.
+    ∇_h(t) L costs one backward pass step by step; Ω itself is one batch.
 
     Args:
         layer: a `tt.Cell`, or a layer of `tt.nn` of one direction, which draws no masks.
-        inputs: as the layer takes them, and so
-        d_outputs: ∂L/∂outputs, time first: `torch.autograd.grad(L, outputs)`.
-        state: what it begins with,
-        lengths: the number of steps of each sequence,
-        resets: and where sequences begin anew.
+        inputs: as the layer takes them.
+        d_outputs: ∂L/∂outputs, time first, `torch.autograd.grad(L, outputs)`: what L has of each h(t) directly. Its
+            scale makes no difference.
+        state: what the layer begins with.
+        lengths: the number of steps of each sequence.
+        resets: where sequences begin anew.
 
     Raises:
-        UsageError: a layer that cannot be run so.
+        UsageError: a layer of another kind.
         ShapeError: tensors that do not fit.
     """
     chain = links(layer, inputs, state, lengths=lengths, resets=resets)
     expected = chain[-1].states[0].shape
     if d_outputs.shape != expected:
-        raise ShapeError(f"hidden_gradients: d_outputs must be (T, B, H) = {tuple(expected)}, "
+        raise ShapeError(f"information_flow: d_outputs must be (T, B, H) = {tuple(expected)}, "
                          f"got {tuple(d_outputs.shape)}")  # fmt: skip
-    residual = getattr(layer, "residual", False)
+    gradients = hidden_gradients(chain, d_outputs, residual=getattr(layer, "residual", False))
+    return torch.stack([penalty(link, gradient) for link, gradient in zip(chain, gradients, strict=True)]).sum(0)
+
+
+@torch.no_grad()
+def hidden_gradients(
+    chain: Sequence[Link], d_outputs: Float[Tensor, "T B H"], *, residual: bool = False
+) -> tuple[Tensor, ...]:
+    """∇_h(t) L of every layer, each (T, B, H), given what L has of the outputs at each step directly."""
     adjoints: list[Fields] = [tuple(torch.zeros_like(field[0]) for field in link.before) for link in chain]
     found = [torch.zeros_like(link.states[0]) for link in chain]
     inside = _inside(chain[-1])
@@ -70,54 +90,8 @@ def hidden_gradients(
 def _inside(link: Link) -> Tensor:
     """Whether step t is one of sequence b, (T, B)."""
     steps, batch, _ = link.call.inputs.shape
-    steps_of = torch.full((batch,), steps, device=link.projected.device)
-    return torch.arange(steps, device=steps_of.device)[:, None] < (
-        steps_of if link.call.lengths is None else link.call.lengths
-    )
-
-
-def information_flow(
-    layer: Any,
-    inputs: Any,
-    gradients: Tensor | Sequence[Tensor],
-    *,
-    state: Any = None,
-    lengths: Any = None,
-    resets: Any = None,
-) -> Float[Tensor, " B"]:
-    """Ω of each sequence, the sum over its steps and the layers; to be differentiated by the parameters.
-
-        >>> import torch, throughtime as tt
-        >>> from throughtime.recurrence.regulariser import hidden_gradients, information_flow
-        >>> cell, x = tt.nn.LSTMCell(3, 5), torch.randn(7, 2, 3)
-        >>> outputs, _ = tt.unfold(cell, x)
-        >>> loss = outputs[-1].square().mean()
-        >>> (d_outputs,) = torch.autograd.grad(loss, outputs, retain_graph=True)
-        >>> penalty = information_flow(cell, x, hidden_gradients(cell, x, d_outputs)).mean()
-        >>> (loss + 0.1 * penalty).backward()
-
-    Steps at which nothing of the loss arrives, and the first step of a sequence, of which there is no h(t-1) to learn
-    from, have no part in it. For an LSTM it is h alone that counts, at fixed c(t-1), as for any first field of a state.
-
-    Args:
-        layer: a `tt.Cell`, or a layer of `tt.nn` of one direction, which draws no masks.
-        inputs: as the layer takes them.
-        gradients: ∇_h(t) L, (T, B, H), of each layer, as `hidden_gradients` gives them; they scale out.
-        state: what the layer begins with,
-        lengths: the number of steps of each sequence,
-        resets: and where sequences begin anew.
-
-    Raises:
-        UsageError: a layer that cannot be run so.
-        ShapeError: gradients that are not those of h, one for each layer.
-    """
-    chain = links(layer, inputs, state, lengths=lengths, resets=resets)
-    given = [gradients] if isinstance(gradients, Tensor) else list(gradients)
-    expected = [tuple(link.states[0].shape) for link in chain]
-    if [tuple(gradient.shape) for gradient in given] != expected:
-        raise ShapeError(f"information_flow: gradients must be (T, B, H) of each layer = {expected}, "
-                         f"got {[tuple(gradient.shape) for gradient in given]}")  # fmt: skip
-    return torch.stack([penalty(link, gradient) for link, gradient in zip(chain, given, strict=True)]).sum(0)
+    t = torch.arange(steps, device=link.projected.device)[:, None]
+    return (t < steps).expand(steps, batch) if link.call.lengths is None else t < link.call.lengths
 
 
 def penalty(link: Link, gradients: Float[Tensor, "T B H"]) -> Float[Tensor, " B"]:

@@ -192,38 +192,41 @@ class _Checkpointed(torch.autograd.Function):
         outputs = _Outputs(pieces.steps)
         before_last = run.descend(ctx.kept, placement.segments - 1, outputs)
         # The backward pass begins with this segment: what it needs may stay.
-        ctx.last = run.differentiable_segment(run.spans[-1], before_last.state)
-        outputs.write(run.spans[-1], ctx.last.results[0].detach())
+        last = run.differentiable_segment(run.spans[-1], before_last.state)
+        ctx.ready = [last]
+        outputs.write(run.spans[-1], last.results[0].detach())
         assert outputs.whole is not None
-        return (outputs.whole, *(field.detach() for field in ctx.last.results[1:]))
+        return (outputs.whole, *(field.detach() for field in last.results[1:]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         run = _Run(ctx.pieces, ctx.placement, ctx.saved_tensors, ctx.needs_input_grad[2:])
         # The second time over a graph that was kept, states and the last segment are used up: all is run anew.
-        kept, last = ctx.kept or [(0, ctx.first)], ctx.last
-        ctx.kept = ctx.last = None
+        kept, ready = ctx.kept or [(0, ctx.first)], ctx.ready
+        ctx.kept, ctx.ready = None, []
         with ctx.pieces.autocast(), ctx.pieces.randomness_untouched():
             if torch.is_grad_enabled():
                 return (None, None, *_to_be_differentiated(run, ctx.first, gradients))
-            return (None, None, *_backward(run, kept, last, gradients))
+            return (None, None, *_backward(run, kept, ready, gradients))
 
 
 def _backward(
-    run: _Run, kept: list[tuple[int, Snapshot]], last: _Segment | None, gradients: Sequence[Tensor | None]
+    run: _Run, kept: list[tuple[int, Snapshot]], ready: list[_Segment], gradients: Sequence[Tensor | None]
 ) -> Gradients:
-    """The gradients of a call's tensors, segment by segment from the last to the first."""
+    """The gradients of a call's tensors, segment by segment from the last, which may be `ready`, to the first.
+
+    Both lists are used up, so that nobody holds on to what is in them.
+    """
     of_outputs, *of_state = gradients
     count = 1 + run.pieces.fields
     found = _Sums(run)
     for number in reversed(range(run.placement.segments)):
         begin, end = span = run.spans[number]
         given = [None if of_outputs is None else of_outputs[begin:end], *of_state]
-        segment, last = last, None
-        if segment is None:
-            before = run.descend(kept, number)
-            segment = run.differentiable_segment(span, before.state, is_first=number == 0)
-            del before
+        if ready:
+            segment = ready.pop()
+        else:
+            segment = run.differentiable_segment(span, run.descend(kept, number).state, is_first=number == 0)
         if number and kept[-1][0] == number:
             kept.pop()
         of_leaves = segment.gradients(given, len(segment.leaves))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -44,11 +44,11 @@ class Pieces:
         self.module = cell if isinstance(cell, nn.Module) else None
         self._device = call.inputs.device
         self._state_type = type(call.state)
-        self._options = {
-            f.name: getattr(call, f.name) for f in fields(call) if f.name not in ("cell", "inputs", "state")
-        }
+        self._lengths, self._resets, self._zoneout = call.lengths, call.resets, call.zoneout
+        whole = replace(call, lengths=None, resets=None, zoneout=None)
+        self._options: dict[str, Any] = {"reverse": call.reverse, "recurrent_mask": call.recurrent_mask}
         if self.module is None:
-            self._rebuild = rebuilder(call)
+            self._rebuild = rebuilder(whole)
             self._names: list[str] = []
         else:
             self._names = [f"cell.{name}" for name, _ in self.module.named_parameters()]
@@ -74,13 +74,14 @@ class Pieces:
         return unfolded
 
     def _within(self, call: Recurrence, span: Span) -> Recurrence:
+        """The call with what the whole one has for the steps of `span`."""
         begin, end = span
         return replace(
             call,
             inputs=call.inputs.contiguous(),
-            lengths=None if call.lengths is None else (call.lengths - begin).clamp(0, end - begin),
-            resets=None if call.resets is None else call.resets[begin:end],
-            zoneout=None if call.zoneout is None else [z if z is None else z[begin:end] for z in call.zoneout],
+            lengths=None if self._lengths is None else (self._lengths - begin).clamp(0, end - begin),
+            resets=None if self._resets is None else self._resets[begin:end],
+            zoneout=None if self._zoneout is None else [z if z is None else z[begin:end] for z in self._zoneout],
         )
 
     # -- randomness ------------------------------------------------------------------------------------------------

@@ -168,7 +168,9 @@ class _Sequence:
     def _call(self, begin: int, end: int, offset: int, state: Any) -> tuple[Tensor, Any]:
         assert self._leaf is not None
         x = self._leaf.narrow(self._axis, offset, end - begin)
-        own = {} if self._lengths is None else {"lengths": (self._lengths - begin).clamp(0, end - begin)}
+        own: dict[str, Any] = (
+            {} if self._lengths is None else {"lengths": (self._lengths - begin).clamp(0, end - begin)}
+        )
         if isinstance(self._model, Cell):
             return unfold(self._model, x, state, **own)
         outputs, after = self._model(x, state, **own)

@@ -50,6 +50,10 @@ def test_a_design_learns_and_is_loaded_again(kind: str, tmp_path: Path) -> None:
     assert outcome.best["accuracy"] > 0.95 > before["accuracy"]
     loaded = design.load(tmp_path / "run")
     assert design.evaluate(loaded, held_out()) == pytest.approx(outcome.best)
+    kept, part = design.held_out(tmp_path / "run"), held_out().select(torch.arange(16))
+    assert torch.equal(kept.targets, part.targets)
+    assert kept.lengths is not None
+    assert kept.lengths.tolist() == part.lengths.tolist()
     assert (tmp_path / "run" / "config.toml").read_text("utf-8").startswith("# A throughtime run: " + kind)
 
 
@@ -126,3 +130,6 @@ def test_misuse_is_told_in_one_line(tmp_path: Path) -> None:
         design.load(tmp_path / "nowhere")
     with pytest.raises(RunFolderError, match="expected a trained design, got none yet"):
         design.load(tmp_path / "c")
+    (tmp_path / "c" / "held-out.safetensors").write_bytes(b"{")
+    with pytest.raises(RunFolderError, match="cannot be read: .*; restore the file, or train again"):
+        design.held_out(tmp_path / "c")

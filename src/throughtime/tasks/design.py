@@ -11,6 +11,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
@@ -34,6 +36,9 @@ from throughtime.training.task import Loss
 NAME = "design"
 # Sequences that are evaluated at once.
 _ROWS = 256
+# Sequences that a run folder keeps.
+_HELD_OUT = "held-out.safetensors"
+_KEPT = 16
 
 
 class DesignConfiguration(BaseModel):
@@ -140,6 +145,7 @@ def train(
             folder = RunFolder.open(run, NAME) if resume else RunFolder.create(run, NAME)
             heading = f"A throughtime run: {type(model).__name__} by {policy or TeacherForcing()}"
             write_file(folder.config, to_toml(config, heading=heading))
+            _keep_some(valid, folder)
 
         distribution.on_main(make)
         return Trainer(task, config.training, RunFolder.open(run, NAME), distribution).fit(resume=resume)
@@ -165,6 +171,29 @@ def load(run: str | Path, **parts: Any) -> Design:
         ) from None
     loaded: Design = kind.load(folder.path, **parts)
     return loaded
+
+
+def _keep_some(valid: Sequences, folder: RunFolder) -> None:
+    """Leave a few held-out sequences in the run folder, to look at the model with."""
+    part = valid.select(torch.arange(min(len(valid), _KEPT)))
+    named = {"targets": part.targets, "inputs": part.inputs, "context": part.context, "lengths": part.lengths}
+    tensors = {name: tensor.contiguous() for name, tensor in named.items() if tensor is not None}
+    write_file(folder.path / _HELD_OUT, safetensors.torch.save(tensors, {"summary": str(int(part.summary))}))
+
+
+def held_out(run: str | Path) -> Sequences:
+    """A few of the sequences that a run was evaluated on, as its folder keeps them.
+
+    Raises:
+        RunFolderError: no run folder of a design, or one whose file of them is missing or damaged.
+    """
+    path = RunFolder.open(run, NAME).path / _HELD_OUT
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            summary = (file.metadata() or {})["summary"] == "1"
+            return Sequences(**{name: file.get_tensor(name) for name in file.keys()}, summary=summary)  # noqa: SIM118
+    except (OSError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise RunFolderError(f"{path}: cannot be read: {error}; restore the file, or train again") from None
 
 
 def evaluate(model: Design, sequences: Sequences, *, seed: int = 0, feedback: Feedback = "sample") -> dict[str, float]:

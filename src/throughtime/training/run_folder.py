@@ -115,6 +115,15 @@ class RunFolder:
             )
         return cls(path)
 
+    @staticmethod
+    def task_of(path: str | Path) -> str:
+        """What `throughtime train` calls the task of the run at `path`, for example "lm".
+
+        Raises:
+            RunFolderError: there is none, it is no run folder, or of a newer version.
+        """
+        return _read_mark(RunFolder.open(path).path)[0]
+
     def publish(self, save: Callable[[Path], None]) -> None:
         """Let `save` write a model into an empty folder, then put each of its files in place, whole.
 

@@ -52,13 +52,18 @@ class OutputRecurrent(ConditionalRecurrent):
 
     def advance(self, x: Tensor, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
         """h(t) of any number of steps (N, X), each from a state of zeros."""
-        rest = self.recurrent.zero_states(len(x), x)
+        return self._from_rest(x, len(x)), []
+
+    def _from_rest(self, x: Tensor, rows: int) -> Tensor:
+        """h(t) of steps (N, X), each from the state before a first one; that of one row may stand for all."""
+        rest = self.recurrent.zero_states(rows, x)
         if isinstance(self.recurrent, RecurrentLayer):
             rest = [type(state)(*(field[:, :1] for field in state)) for state in rest]
-        h, _ = super().advance(x, rest)
-        return h, []
+        return super().advance(x, rest)[0]
 
     def _through_layers(self, x: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Tensor:
         """All steps of all sequences at once: with y(t-1) known, none waits for another."""
-        h, _ = self.advance(x.flatten(0, 1), [])  # (T · B, H)
+        flat = x.flatten(0, 1)  # (T · B, X)
+        # A built-in cell adds its zeros to all rows, however many there are; a cell of one's own may not.
+        h = self._from_rest(flat, 1 if isinstance(self.recurrent, RecurrentLayer) else len(flat))
         return h.reshape(*x.shape[:2], h.shape[-1])

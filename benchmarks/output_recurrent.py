@@ -1,0 +1,72 @@
+"""Design B taught: all time steps as one batched operation, against the same network step by step.
+
+Both compute the same losses and gradients: with teacher forcing, y(t-1) is known beforehand. They alternate in one run;
+medians of forward and backward together, and their ratio.
+
+    python benchmarks/output_recurrent.py [--rounds 5] [--steps 1000] [--hidden 512] [--batch 32] [--cells rnn gru]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+import throughtime as tt
+from throughtime.models.feedback import FeedbackCell
+
+SIZE = 32
+
+
+def seconds(model: tt.models.OutputRecurrent, x: Tensor, y: Tensor, own: Tensor | None) -> float:
+    model.zero_grad()
+    begin = time.perf_counter()
+    model(x, targets=y, own=own).sum().backward()
+    return time.perf_counter() - begin
+
+
+def gradients(model: tt.models.OutputRecurrent) -> Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("rounds", 5), ("steps", 1000), ("hidden", 512), ("batch", 32)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--cells", nargs="+", default=["rnn"])
+    parser.add_argument("--outputs", nargs="+", default=["categorical", "gaussian"])
+    sizes = parser.parse_args()
+    torch.manual_seed(0)
+    x = torch.randn(sizes.steps, sizes.batch, SIZE)
+    categories, numbers = torch.randint(SIZE, (sizes.steps, sizes.batch)), torch.randn(sizes.steps, sizes.batch, SIZE)
+    never = torch.zeros(sizes.steps, sizes.batch, dtype=torch.bool)
+    print(f"T = {sizes.steps}, B = {sizes.batch}, H = {sizes.hidden}, I = O = {SIZE}, float32, "
+          f"{torch.get_num_threads()} threads, forward + backward, medians of {sizes.rounds}")  # fmt: skip
+    print(f"{'cell':>5} {'outputs':>12} {'loop engine':>12} {'at once s':>10} {'step by step s':>15} {'ratio':>6}")
+    for cell in sizes.cells:
+        for output in sizes.outputs:
+            torch.manual_seed(1)
+            model = tt.models.OutputRecurrent(
+                input_size=SIZE, output_size=SIZE, hidden_size=sizes.hidden, cell=cell, output=output
+            )
+            y = categories if output == "categorical" else numbers
+            loop = FeedbackCell(model, sampled=False)
+            (engine,) = tt.kernels.explain(loop, torch.zeros(sizes.steps, sizes.batch, loop.input_size)).engines
+            at_once, by_step = [], []
+            for attempt in range(sizes.rounds + 1):
+                a = seconds(model, x, y, None)
+                right = gradients(model)
+                b = seconds(model, x, y, never)
+                torch.testing.assert_close(gradients(model), right, rtol=1e-3, atol=1e-3 * float(right.abs().max()))
+                if attempt:
+                    at_once.append(a)
+                    by_step.append(b)
+            a, b = statistics.median(at_once), statistics.median(by_step)
+            print(f"{cell:>5} {output:>12} {engine:>12} {a:10.3f} {b:15.3f} {b / a:6.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -131,5 +131,5 @@ def test_misuse_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="expected a trained design, got none yet"):
         design.load(tmp_path / "c")
     (tmp_path / "c" / "held-out.safetensors").write_bytes(b"{")
-    with pytest.raises(RunFolderError, match="cannot be read: .*; restore the file, or train again"):
+    with pytest.raises(RunFolderError, match=r"cannot be read: .*; restore the file, or train again"):
         design.held_out(tmp_path / "c")

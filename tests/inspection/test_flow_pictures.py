@@ -15,11 +15,12 @@ from PIL import Image
 
 import throughtime as tt
 from throughtime.cli.inspect_flow import inspect_flow
+from throughtime.data.sequences import Sequences, TensorSource
 from throughtime.errors import DataError, RunFolderError, UsageError
 from throughtime.inspection.flow import flow, open_run
 from throughtime.inspection.flow_pictures import draw_flow
 from throughtime.recurrence.flow import Flow, LayerFlow
-from throughtime.tasks import language
+from throughtime.tasks import design, language
 
 KEYS = (
     "model.hidden_size=12", "model.embedding_size=8", "training.batch_size=4", "training.window=24",
@@ -65,6 +66,30 @@ def test_a_run_is_measured_on_another_text(runs: list[Path], tmp_path: Path) -> 
     (tmp_path / "short.txt").write_text("import", "utf-8")
     assert not torch.equal(flow(runs[1]).by_lag, flow(runs[1], data=[str(tmp_path / "other.txt")]).by_lag)
     assert len(flow(runs[1], data=[str(tmp_path / "short.txt")]).by_lag) < 10
+
+
+def test_the_run_of_a_design_is_measured_on_the_sequences_that_it_keeps(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = tt.models.HiddenRecurrent(input_size=2, output_size=3, hidden_size=6)
+    data = Sequences(torch.randint(3, (9, 12)), torch.randn(9, 12, 2), lengths=torch.randint(5, 10, (12,)))
+    settings = {"max_steps": 2, "batch_size": 4, "device": "cpu", "precision": "fp32"}
+    design.train(model, TensorSource(data, 4), data, tmp_path / "run", **settings)
+    found = flow(tmp_path / "run", at=[3])
+    few = data.select(torch.arange(8))
+    again = flow(model, few.x, targets=few.targets, lengths=few.lengths, at=[3])
+    torch.testing.assert_close(found.by_lag, again.by_lag)
+    with pytest.raises(UsageError, match="data= is text for a language model's run; leave it out: the run keeps seq"):
+        flow(tmp_path / "run", data=["a.txt"])
+
+
+def test_losses_that_are_not_there_do_not_count() -> None:
+    """A design with one loss for a whole sequence has it at the last step alone."""
+    torch.manual_seed(0)
+    model = tt.models.SequenceSummary(input_size=2, output_size=3, hidden_size=6)
+    inputs, targets = torch.randn(9, 4, 2), torch.randint(3, (4,))
+    found = flow(model, inputs, targets=targets)
+    assert found.by_step[:-1].isnan().all()
+    torch.testing.assert_close(found.by_lag, flow(model, inputs, targets=targets, at=[8]).by_lag)
 
 
 def test_what_cannot_be_measured_is_said(runs: list[Path], tmp_path: Path) -> None:

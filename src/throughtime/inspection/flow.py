@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from throughtime.data.sources import TextSource
@@ -16,8 +17,9 @@ from throughtime.layers import in_evaluation_mode
 from throughtime.models.flow import model_flow
 from throughtime.recurrence import flow as layers_flow
 from throughtime.recurrence.flow import Flow, LossOfOutputs
-from throughtime.tasks import language
+from throughtime.tasks import design, language
 from throughtime.tasks.texts import held_out, prepared
+from throughtime.training.run_folder import RunFolder
 
 # Sequences of a run's text that are looked at.
 _ROWS = 8
@@ -51,7 +53,7 @@ def flow(
         inputs: what the cell, layer or model is called with; a run brings its own.
         loss: for a cell or layer: of outputs (T, B, H), time first, the losses L(t) (T, B), each of h(t) alone. When
             missing, L(t) is the product of h(t) and a random direction of length 1. Models and runs have their own.
-        data: for a run: text to measure on instead of its held-out text: files, folders or globs.
+        data: for a language model's run: text to measure on instead of its held-out text: files, folders or globs.
         at: which losses: how many, evenly spaced over time up to the last step, or the very t, counted from 0.
         max_lag: the longest lag; when missing, as far as t reaches.
         jacobians: how many leading singular values of ∂h(t)/∂h(t-k) to find, of the last sampled t, at lags 1, 2, 4, …
@@ -94,13 +96,26 @@ class OpenRun:
 
 
 def open_run(run: Path, data: Sequence[str] = ()) -> OpenRun:
-    """The model of a run folder, and a window of its held-out text, or of `data`.
+    """The model of a run folder with a few of the sequences held out from its training, or a window of `data`.
 
     Raises:
-        RunFolderError: no run folder, or one of a task that is not a language model's.
+        RunFolderError: no run folder, or one without a model yet.
         CheckpointError: the weights are damaged.
+        UsageError: `data` for a run whose sequences are not text.
         DataError: a text that cannot be read, or that has no two steps.
     """
+    if RunFolder.task_of(run) == language.NAME:
+        return _language_run(run, data)
+    if data:
+        raise UsageError(
+            f"flow: {run}: data= is text for a language model's run; leave it out: the run keeps sequences"
+        )
+    sequences = design.held_out(run)
+    few = sequences.select(torch.arange(min(_ROWS, len(sequences))))
+    return OpenRun(design.load(run), (few.x,), {"targets": few.targets, "lengths": few.lengths})
+
+
+def _language_run(run: Path, data: Sequence[str]) -> OpenRun:
     model, tokenizer, config = language.load(run)
     if data:
         source = TextSource(data, column=config.data.column, errors=config.data.errors)

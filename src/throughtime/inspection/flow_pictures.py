@@ -40,7 +40,7 @@ class _Panel(NamedTuple):
 
     def relative(self) -> Tensor:
         """‖∂L(t)/∂h(t-k)‖ / ‖∂L(t)/∂h(t)‖ of each t, sequence and lag, (N, B, K + 1); NaN where no loss is."""
-        norms = self.layer.of_output
+        norms = self.layer.of_output.cpu()
         first = norms[..., :1]
         return norms / first.where(first > 0, np.nan)
 
@@ -136,7 +136,7 @@ def _curves(figure: Any, panels: Sequence[_Panel]) -> None:
         every[0].plot(lags, quantiles[1], label=panel.title, markevery=_marked(len(lags)), markersize=4.5, **style)
         medians = panel.layer.median_singular_values
         if with_values and medians is not None:
-            every[1].plot(panel.lags, medians[:, 0].clamp(1 / _FAR, _FAR).numpy(), markersize=4.5, **style)
+            every[1].plot(panel.lags, medians[:, 0].cpu().clamp(1 / _FAR, _FAR).numpy(), markersize=4.5, **style)
     every[0].set_ylabel("‖∂L(t)/∂h(t−k)‖ relative to lag 0\nmedian, and 10 % to 90 %")
     if with_values:
         every[1].set_ylabel("largest singular value of ∂h(t)/∂h(t−k)\nmedian over sequences")

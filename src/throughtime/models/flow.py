@@ -29,7 +29,8 @@ def model_flow(
         model: one that runs its recurrent layers once over whole sequences, as every design does when it is taught.
         arguments: what the model is called with, `targets=` among them, so that it returns its losses.
         at: which losses: how many, evenly spaced over time up to the last step, or the very t, counted from 0. Of a
-            model with one loss for a whole sequence, L(t) is what reaches the layer's outputs at step t directly.
+            model with one loss for a whole sequence, L(t) is what reaches the layer's outputs at step t directly, and
+            steps that nothing reaches directly do not count.
         max_lag: the longest lag; when missing, as far as t reaches.
         jacobians: how many leading singular values of ∂h(t)/∂h(t-k) to find, at lags 1, 2, 4, …
         seed: of the vectors by which they are found.
@@ -61,7 +62,7 @@ def model_flow(
             if len(calls) != 1:
                 raise UsageError(
                     f"flow: {who} must run its recurrent layers once over whole sequences, it ran them {len(calls)} "
-                    "times; teach it (give targets) instead of letting it run freely"
+                    "times; give targets, so that it does not run freely (design B has no such layers to run)"
                 )
             (d_outputs,) = torch.autograd.grad(losses.sum(), leaves[0])
     finally:

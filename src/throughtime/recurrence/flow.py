@@ -49,8 +49,8 @@ class LayerFlow:
 
     where: the layer's name.
     norms: for each field of the state, the output h first, ‖∂L(t)/∂h(t-k)‖ of each sampled t, sequence and lag, float64
-        (N, B, K + 1); NaN where t - k lies before the sequence's beginning or t behind its end. "c" of an LSTM is
-        ‖∂L(t)/∂c(t-k)‖ with h(t-k) held: what the memory alone carries on.
+        (N, B, K + 1); NaN where t - k lies before the sequence's beginning, t behind its end, or where L(t) says
+        nothing of h(t). "c" of an LSTM is ‖∂L(t)/∂c(t-k)‖ with h(t-k) held: what the memory alone carries on.
     singular_values: the largest of ∂h(t)/∂h(t-k), this layer's part alone, of the last sampled t, float64 (lags, B, R);
         None where they were not asked for.
     saturation: by gate; "h" for units that are a tanh themselves.
@@ -299,6 +299,7 @@ def _norms(
     ]  # of each layer's state at t - k
     log_scale = d_outputs.new_zeros(count, batch, 1, dtype=torch.float64)
     entering = d_outputs[times].to(adjoints[-1][0].dtype)  # (N, B, H)
+    some = (entering != 0).any(-1)  # (N, B)
     found = [
         {name: log_scale.new_full((count, batch, longest + 1), torch.nan) for name in link.names} for link in chain
     ]
@@ -307,7 +308,7 @@ def _norms(
         now, scale = times[first:] - lag, log_scale[first:]
         current = [tuple(field[-len(now) :] for field in state) for state in adjoints]
         above = entering if lag == 0 else torch.zeros_like(entering[first:])
-        reached = chain[0].reaches(times[first:], torch.full_like(now, lag))  # (N', B)
+        reached = some[first:] & chain[0].reaches(times[first:], torch.full_like(now, lag))  # (N', B)
         for number in reversed(range(len(chain))):
             h, *others = current[number]
             current[number] = (h + above, *others)  # ∂L(t)/∂(state of this layer at t - k)

@@ -9,28 +9,40 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "ClippedGradients": "recurrence.gradients",
     "Derivation": "recurrence.derivation",
     "Flow": "recurrence.flow",
     "MemoryBudget": "recurrence",
     "OnlineState": "recurrence.online",
     "RealTimeRecurrentLearning": "recurrence.online",
+    "SequenceGradients": "recurrence.gradients",
+    "StepGradients": "recurrence.gradients",
     "Truncated": "recurrence",
+    "clip_by_sequence": "recurrence.gradients",
     "explain": "recurrence.derivation",
     "flow": "inspection.flow",
     "information_flow": "recurrence.regulariser",
+    "sequence_gradients": "recurrence.gradients",
+    "step_gradients": "recurrence.gradients",
     "truncated": "recurrence",
 }
 
 __all__ = [  # noqa: F822  # handed on lazily
+    "ClippedGradients",
     "Derivation",
     "Flow",
     "MemoryBudget",
     "OnlineState",
     "RealTimeRecurrentLearning",
+    "SequenceGradients",
+    "StepGradients",
     "Truncated",
+    "clip_by_sequence",
     "explain",
     "flow",
     "information_flow",
+    "sequence_gradients",
+    "step_gradients",
     "truncated",
 ]
 

@@ -6,13 +6,20 @@ node instead: it leads to the same kernels with less on the way, and it can be d
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from throughtime.kernels.native.arguments import Arguments
-from throughtime.kernels.native.operators import DIFFERENTIABLE, recurrence, recurrence_backward
+from throughtime.kernels.native.operators import (
+    DIFFERENTIABLE,
+    Deltas,
+    recurrence,
+    recurrence_backward,
+    recurrence_deltas,
+)
 from throughtime.kernels.native.translation import arguments_of, unfolded_of
 from throughtime.kernels.recurrence import Recurrence, Unfolded
 from throughtime.kernels.twice import (
@@ -25,23 +32,48 @@ from throughtime.kernels.twice import (
 )
 
 
-def run_differentiably(call: Recurrence) -> Unfolded:
-    """The call, with derivatives of every order."""
+class BackwardPass(NamedTuple):
+    """A backward pass step by step: what it was called with, what the forward pass had kept, and what it found."""
+
+    arguments: Arguments
+    outputs: Tensor
+    saved: Tensor
+    cells: Tensor
+    deltas: Deltas
+
+
+Watch = Callable[[BackwardPass], None]
+
+
+def run_differentiably(call: Recurrence, watch: Watch | None = None) -> Unfolded:
+    """The call, with derivatives of every order.
+
+    With `watch` the backward pass tells it what every step contributes, and sums nothing up itself: it leaves no
+    gradients of weights.
+    """
     # How the results are grouped is learnt in the forward pass: autograd passes flat tuples.
     groups: list[Unfolded] = []
-    results = _Node.apply(call, groups, *differentiable_tensors(call))  # type: ignore[no-untyped-call]
+    results = _Node.apply(call, groups, watch, *differentiable_tensors(call))  # type: ignore[no-untyped-call]
     return grouped(results, groups[0])
+
+
+# The arguments of the node before the tensors.
+_PLAIN = 3
+# What is differentiated in a call that is watched: the rest are the weights.
+_OF_CALL = ("inputs", "h_first", "c_first")
 
 
 class _Node(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, call: Recurrence, groups: list[Unfolded], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, call: Recurrence, groups: list[Unfolded], watch: Watch | None, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         arguments = arguments_of(call)
         results = recurrence(arguments, keep=True)
         unfolded = unfolded_of(call, arguments, results)
         groups.append(unfolded)
         ctx.rebuild = rebuilder(call)
-        ctx.names, ctx.record = _names(call), call.record
+        ctx.names, ctx.record, ctx.watch = _names(call), call.record, watch
         ctx.plain = arguments[:3]
         ctx.autocast = autocast_now("cpu")
         outputs, _, _, saved, cells = results
@@ -56,16 +88,21 @@ class _Node(torch.autograd.Function):
         tensors, given = tensors[:-count], tensors[-count:]
         if torch.is_grad_enabled():
             with ctx.autocast():
-                return (None, None, *reference_gradients(ctx.rebuild, tensors, gradients))
+                return (None,) * _PLAIN + tuple(reference_gradients(ctx.rebuild, tensors, gradients))
         arguments = Arguments(*ctx.plain, *given)
         names = ctx.names
-        wanted = [name in names and ctx.needs_input_grad[2 + names.index(name)] for name in DIFFERENTIABLE]
+        wanted = [name in names and ctx.needs_input_grad[_PLAIN + names.index(name)] for name in DIFFERENTIABLE]
         of_results = _gradients_of_results(arguments, ctx.record, saved, gradients)
         if not any(wanted) or all(gradient is None for gradient in of_results):
-            return (None,) * (2 + len(names))
-        found = recurrence_backward(arguments, outputs, saved, cells, of_results, wanted)
+            return (None,) * (_PLAIN + len(names))
+        if ctx.watch is None:
+            found = recurrence_backward(arguments, outputs, saved, cells, of_results, wanted)
+        else:
+            wanted = [want and name in _OF_CALL for name, want in zip(DIFFERENTIABLE, wanted, strict=True)]
+            found, deltas = recurrence_deltas(arguments, outputs, saved, cells, of_results, wanted)
+            ctx.watch(BackwardPass(arguments, outputs, saved, cells, deltas))
         by_name = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, wanted, strict=True) if want}
-        return (None, None, *(by_name.get(name) for name in names))
+        return (None,) * _PLAIN + tuple(by_name.get(name) for name in names)
 
 
 def _names(call: Recurrence) -> list[str]:

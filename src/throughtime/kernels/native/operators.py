@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,6 +98,39 @@ def recurrence_backward(
     return found
 
 
+class Deltas(NamedTuple):
+    """Gradients of every step by itself, zero behind a sequence's length.
+
+    `sums` (T, B, S · H): of the summed inputs, a slot for each gate that sees x; for a "gru" the last slot is that of
+    W_n h + b_hn, for an "lstm_projected" that of h, P values. `h` (T, B, P) and, for an LSTM, `c` (T, B, H): of the
+    state, by every way that it has to the loss.
+    """
+
+    sums: Tensor
+    h: Tensor
+    c: Tensor | None
+
+
+def recurrence_deltas(
+    arguments: Arguments,
+    outputs: Tensor,
+    saved: Tensor,
+    cells: Tensor,
+    gradients: tuple[Tensor | None, ...],
+    wanted: list[bool],
+) -> tuple[tuple[Tensor, ...], Deltas]:
+    """As `recurrence_backward`, and what it sums over time besides."""
+    new = Tensor.new_zeros if arguments.lengths is not None else _kept_memory
+    deltas = Deltas(
+        new(saved, *saved.shape),
+        new(outputs, *outputs.shape),
+        new(cells, *cells.shape) if arguments.c_first is not None else None,
+    )
+    named = {"d_sums": deltas.sums, "d_states": deltas.h, "d_cells_of_steps": deltas.c}
+    places = {name: place for name, place in named.items() if place is not None}
+    return _run_backward(arguments, (outputs, saved, cells), gradients, wanted, places), deltas
+
+
 def _empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape)
 
@@ -164,20 +197,26 @@ def _gradients(arguments: Arguments, wanted: list[bool], new: Callable[..., Tens
 
 def _backward(*given: Any) -> tuple[Tensor, ...]:
     count = len(Arguments._fields)
-    arguments = Arguments(*given[:count])
-    outputs, saved, cells, d_outputs, d_h_last, d_c_last, d_saved, d_cells, wanted = given[count:]
+    outputs, saved, cells, *gradients, wanted = given[count:]
+    return _run_backward(Arguments(*given[:count]), (outputs, saved, cells), tuple(gradients), wanted, {})
+
+
+def _run_backward(
+    arguments: Arguments,
+    results: tuple[Tensor, Tensor, Tensor],
+    of_results: tuple[Tensor | None, ...],
+    wanted: list[bool],
+    places: dict[str, Tensor],
+) -> tuple[Tensor, ...]:
+    """The gradients of `DIFFERENTIABLE`; what else the kernel finds goes to `places`, by name."""
+    outputs, saved, cells = results
     # Hooks on saved tensors may hand them back in another layout.
     tensors = arguments.contiguous() | {"outputs": outputs.contiguous(), "saved": saved.contiguous()}
     if arguments.c_first is not None:
         tensors["cells"] = cells.contiguous()
-    incoming = {
-        "d_outputs": d_outputs,
-        "d_h_last": d_h_last,
-        "d_c_last": d_c_last,
-        "d_saved": d_saved,
-        "d_cells": d_cells,
-    }
-    tensors |= {name: gradient.contiguous() for name, gradient in incoming.items() if gradient is not None}
+    incoming = zip(("d_outputs", "d_h_last", "d_c_last", "d_saved", "d_cells"), of_results, strict=True)
+    tensors |= {name: gradient.contiguous() for name, gradient in incoming if gradient is not None}
+    tensors |= places
     gradients = _gradients(arguments, wanted, _kept_memory)
     tensors |= {
         f"d_{name}": gradient

@@ -158,6 +158,8 @@ struct BackwardRow {
     Real* d_h;             // (P) in: gradient of h(t); out: what reaches h(t-1) without a product
     Real* d_c;             // (H) in: gradient of c(t); out: of c(t-1)
     Real* products;        // (S, H) out: gradients of the summed inputs
+    Real* d_state;         // (P) out: gradient of h(t), or null
+    Real* d_memory;        // (H) out: gradient of c(t), or null
 };
 
 // The gradient of h(t) before zoneout, of units [u, u + n); `carried` is what zoneout sends on to h(t-1).
@@ -165,6 +167,7 @@ template <class Real>
 inline Vector<Real> take_gradient(const BackwardRow<Real>& row, Index u, int n, Vector<Real>& carried) {
     Vector<Real> d_h = load(row.d_h + u, n);
     if (row.d_output) d_h += load(row.d_output + u, n);
+    if (row.d_state) store(row.d_state + u, d_h, n);
     carried = Vector<Real>{};
     if (row.zoneout_h) {
         carried = load(row.zoneout_h + u, n) * d_h;
@@ -186,12 +189,15 @@ inline void lstm_backward(const BackwardRow<Real>& row, Index u, int n, Vector<R
     if (row.d_cell) d_c += load(row.d_cell + u, n);
     V carried = {};
     if (row.zoneout_c) {
+        // The state is what zoneout leaves, of which h(t) knows nothing.
+        if (row.d_memory) store(row.d_memory + u, d_c, n);
         carried = load(row.zoneout_c + u, n) * d_c;
         d_c -= carried;
     }
     const V d_o = (d_h * t + handed(3)) * o * (Real(1) - o);
     d_c += d_h * o * (Real(1) - t * t);
     if (row.peephole) d_c += d_o * load(row.peephole + 2 * row.units + u, n);
+    if (row.d_memory && !row.zoneout_c) store(row.d_memory + u, d_c, n);
     const V d_i = (d_c * g + handed(0)) * i * (Real(1) - i);
     const V d_f = (d_c * c_old + handed(1)) * f * (Real(1) - f);
     const V d_g = (d_c * i + handed(2)) * (Real(1) - g * g);

@@ -62,6 +62,13 @@ struct Gradients {
     Real* peephole;   // (3, H)
     Real* h_first;    // (B, P)
     Real* c_first;    // (B, H)
+
+    // Of every step by itself, for those who ask how the gradient travels; zero behind a sequence's length, where nothing
+    // is written.
+    Real* sums;    // (T, B, S H), of the summed inputs; a slot for each gate that sees x, then:
+                   //   GRU: of W_n h + b_hn; LSTM with a projection: of h, P values
+    Real* states;  // (T, B, P), of h(t), by every way that it has to the loss
+    Real* cells_of_steps;  // (T, B, H), of c(t), the same
 };
 
 inline constexpr bool is_lstm(Cell cell) { return cell == Cell::kLstm || cell == Cell::kLstmProjected; }

@@ -82,6 +82,9 @@ Gradients<Real> gradients_of(const nb::dict& tensors) {
     gradients.peephole = a.at<Real>("d_weight_peephole");
     gradients.h_first = a.at<Real>("d_h_first");
     gradients.c_first = a.at<Real>("d_c_first");
+    gradients.sums = a.at<Real>("d_sums");
+    gradients.states = a.at<Real>("d_states");
+    gradients.cells_of_steps = a.at<Real>("d_cells_of_steps");
     return gradients;
 }
 

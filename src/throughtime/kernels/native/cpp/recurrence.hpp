@@ -428,6 +428,7 @@ class Backward : Pass<Format> {
             if (gradients_.x) inputs(member, rows);
             weights(member, rows);
             sums(rows);
+            if (gradients_.sums) hand_out(rows);
             member.wait();
         }
     }
@@ -518,6 +519,8 @@ class Backward : Pass<Format> {
         row.d_h = d_h_ + j * p_;
         row.d_c = d_c_ + j * h_;
         row.products = d_sums_ + (schedule_.begin(s) + j - chunk_begin) * saved_ * h_;
+        row.d_state = gradients_.states ? gradients_.states + place * p_ : nullptr;
+        row.d_memory = gradients_.cells_of_steps ? gradients_.cells_of_steps + place * h_ : nullptr;
         return row;
     }
 
@@ -549,6 +552,15 @@ class Backward : Pass<Format> {
 
     // da of a chunk's k-th row.
     const Real* d_sums_at(Index k) const { return d_sums_ + k * saved_ * h_; }
+
+    // da itself, to who asks for it.
+    void hand_out(const Chunk& rows) const {
+        const Index width = saved_ * h_;
+        // Of a projected LSTM's last slot only P values mean something.
+        const Index meant = problem_.cell == Cell::kLstmProjected ? 4 * h_ + p_ : width;
+        for (Index k = rows.next[7]++; k < rows.end - rows.begin; k = rows.next[7]++)
+            std::copy_n(d_sums_at(k), meant, gradients_.sums + schedule_.place(rows.begin + k) * width);
+    }
 
     // dx = da U
     void inputs(const Member& member, const Chunk& rows) {

@@ -55,8 +55,7 @@ class ConditionalRecurrent(FeedbackDesign):
             ShapeError: inputs, targets or lengths that do not fit.
         """
         x, checked, inside = self.read_inputs(inputs, lengths)
-        self._checked_targets(targets, *x.shape[:2])
-        return Prepared(x, self._padded(targets, inside), None, checked, inside)
+        return Prepared(x, self._checked_targets(targets, x, inside), None, checked, inside)
 
     def log_prob(self, targets: Tensor, inputs: Tensor, *, lengths: Lengths = None) -> SequenceLogProb:
         """log p(y(t) | y(1..t-1), x(1..t)) in nats for each step, and their sum for each sequence.

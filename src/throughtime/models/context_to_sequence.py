@@ -93,13 +93,16 @@ class ContextToSequence(FeedbackDesign):
             ShapeError: context, targets or lengths that do not fit, or a length above `max_length`.
         """
         who, stop = type(self).__name__, self.config.stop
+        if targets.dim() < 2:
+            raise ShapeError(
+                f"{who}: targets must be categories (T, B), or (T, B, values), got {tuple(targets.shape)}; time comes first"
+            )
         steps, batch = targets.shape[:2]
-        self._check_targets(targets)
         context = self._checked_context(inputs, batch)
         like = torch.empty(steps, batch, device=targets.device)
         lengths, inside = inside_lengths([steps] * batch if lengths is None else lengths, like, who=who)
         assert lengths is not None
-        targets = self._padded(targets, inside)
+        targets = self._checked_targets(targets, like, inside)
         if stop == "predicted_length" and batch and int(lengths.max()) > self.config.max_length:
             raise ShapeError(f"{who}: lengths must be at most max_length={self.config.max_length}, "
                              f"got {int(lengths.max())}; make max_length greater")  # fmt: skip
@@ -132,18 +135,6 @@ class ContextToSequence(FeedbackDesign):
     def run_steps(self, targets: Tensor) -> int:
         """The steps of a run with these targets: one more where a sequence ends in a step of its own."""
         return len(targets) + (self.config.stop in ("end_symbol", "bernoulli_halt"))
-
-    def _check_targets(self, targets: Tensor) -> None:
-        self.distribution.check(
-            targets,
-            torch.empty(*targets.shape[:2], self.distribution.size, device="meta"),
-            who=type(self).__name__,
-        )
-        if self.config.output == "categorical" and targets.numel() and int(targets.max()) >= self.config.output_size:
-            raise ShapeError(
-                f"{type(self).__name__}: targets must be below output_size={self.config.output_size}, got "
-                f"{int(targets.max())}; the end symbol is added by the model"
-            )
 
     def _checked_context(self, context: Tensor | None, batch: int) -> Tensor | None:
         size, who = self.config.context_size, type(self).__name__

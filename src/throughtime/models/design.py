@@ -169,20 +169,38 @@ class Design(Model):
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def _checked_targets(self, targets: Tensor, steps: int, batch: int) -> None:
-        """See that there is a target for each input.
+    def _checked_targets(self, targets: Tensor, x: Tensor, inside: Tensor | None) -> Tensor:
+        """A target for each input, with zeros behind each length.
 
         Raises:
-            ShapeError: more or fewer targets than inputs, or of another kind than the outputs.
+            ShapeError: more or fewer targets than inputs, of another kind than the outputs, or out of their range.
         """
-        who = type(self).__name__
+        who, steps = type(self).__name__, len(x)
         if targets.dim() >= 2 and targets.shape[0] != steps:
             raise ShapeError(
                 f"{who}: targets must have as many steps as the inputs, {steps}, got {targets.shape[0]}; "
                 "a design whose output is as long as it likes is ContextToSequence"
             )
-        shape = torch.empty(steps, batch, self.distribution.size, device="meta")
-        self.distribution.check(targets, shape, who=who)
+        o = torch.empty(*x.shape[:2], self.distribution.size, device="meta")
+        self.distribution.check(targets, o, who=who)
+        targets = self._padded(targets, inside)
+        self._check_range(targets)
+        return targets
+
+    def _check_range(self, targets: Tensor) -> None:
+        """See that categories are those that the design has.
+
+        Raises:
+            ShapeError: one is not.
+        """
+        last = self.config.output_size - 1
+        if self.config.output != "categorical" or not targets.numel():
+            return
+        if not 0 <= int(targets.min()) <= int(targets.max()) <= last:
+            raise ShapeError(
+                f"{type(self).__name__}: targets must be categories in 0..{last}, got {int(targets.min())}.."
+                f"{int(targets.max())}; an end symbol is the model's to add"
+            )
 
     @staticmethod
     def _padded(targets: Tensor, inside: Tensor | None) -> Tensor:
@@ -192,10 +210,9 @@ class Design(Model):
         return torch.where(inside.reshape(*inside.shape, *[1] * (targets.dim() - 2)), targets, 0)
 
     def _step_log_prob(self, o: Tensor, targets: Tensor, inside: Tensor | None) -> Float[Tensor, "T B"]:
-        """log p(y(t) | o(t)) in nats, zero where not `inside`; what stands there is not looked at."""
-        if inside is None:
-            return self.distribution.log_prob(o, targets)
-        return torch.where(inside, self.distribution.log_prob(o, self._padded(targets, inside)), 0.0)
+        """log p(y(t) | o(t)) in nats, zero where not `inside`; targets are checked ones."""
+        log_p = self.distribution.log_prob(o, targets)
+        return log_p if inside is None else torch.where(inside, log_p, 0.0)
 
 
 def inside_lengths(

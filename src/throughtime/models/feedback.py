@@ -189,7 +189,7 @@ class FeedbackDesign(Design):
     # -- one step --------------------------------------------------------------------------------------------------
 
     def first_states(self, like: Float[Tensor, "... B _"]) -> list[Any]:
-        """The states of the layers before the first step, zeros, one NamedTuple for each."""
+        """What the layers begin with, one NamedTuple for each: zeros, unless a cell of one's own says otherwise."""
         return self.recurrent.zero_states(like.shape[-2], like)
 
     def advance(self, x: Float[Tensor, "B X"], states: Sequence[Any]) -> tuple[Float[Tensor, "B H"], list[Any]]:
@@ -229,9 +229,10 @@ class FeedbackCell(Cell):
         return (self.hidden_size, design.distribution.feedback_size, design.config.hidden_size, *layers)
 
     def first(self, external: Float[Tensor, "T B E"], states: Sequence[Any] | None) -> Any:
-        """The state before the first step: of the layers as given, zeros for the rest."""
+        """The state before the first step: of the layers as given, or as their cells begin; zeros for the rest."""
         zeros = self.initial_state(external.shape[1], dtype=external.dtype, device=external.device)
-        return zeros if states is None else self.State(*zeros[:3], *(field for state in states for field in state))
+        layers = self.design.first_states(external) if states is None else states
+        return self.State(*zeros[:3], *(field for state in layers for field in state))
 
     def step(self, projected: Tensor, state: Any) -> Any:
         """One time step."""

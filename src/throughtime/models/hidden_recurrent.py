@@ -71,8 +71,7 @@ class HiddenRecurrent(Design):
         o: Tensor = self.readout(self.dropout(h))  # (T, B, O)
         if targets is None:
             return o
-        self._checked_targets(targets, *x.shape[:2])
-        return -self._step_log_prob(o, targets, inside)
+        return -self._step_log_prob(o, self._checked_targets(targets, x, inside), inside)
 
     def log_prob(
         self, targets: Tensor, inputs: Tensor, *, lengths: Int[Tensor, " B"] | Sequence[int] | None = None

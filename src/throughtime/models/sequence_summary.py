@@ -69,6 +69,7 @@ class SequenceSummary(Design):
         if targets is None:
             return o
         self.distribution.check(targets, o, who=type(self).__name__)
+        self._check_range(targets)
         return -self.distribution.log_prob(o, targets)
 
     def _pool(

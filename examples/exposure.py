@@ -103,6 +103,15 @@ def train(name: str, seed: int, values: Tensor, steps: int, folder: Path) -> dic
     return forecast_error(model, windows(values[SPLIT - READ :], 4))
 
 
+def simple_errors(values: Tensor) -> dict[str, float]:
+    """The same error of forecasts that need no network."""
+    targets = windows(values[SPLIT - READ :], 4).targets
+    solar_cycle = 132  # months
+    earlier = windows(values[SPLIT - READ - solar_cycle :], 4).targets[:, : targets.shape[1]]
+    forecasts = {"the mean": 0.0 * targets, "the last month": targets[READ - 1 : READ], "11 years before": earlier}
+    return {name: float((forecast - targets)[READ:].square().mean().sqrt()) for name, forecast in forecasts.items()}
+
+
 def main() -> None:
     """Train every policy from every seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -127,6 +136,8 @@ def main() -> None:
             spread = statistics.stdev(errors) if len(errors) > 1 else 0.0
             columns.append(f"{statistics.mean(errors):.3f} ± {spread:.3f}")
         print(f"{name:<20} {columns[0]:>22} {columns[1]:>22}")
+    for name, error in simple_errors(values).items():
+        print(f"{name:<20} {error:>14.3f}")
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -95,7 +95,8 @@ class ContextToSequence(FeedbackDesign):
         who, stop = type(self).__name__, self.config.stop
         if targets.dim() < 2:
             raise ShapeError(
-                f"{who}: targets must be categories (T, B), or (T, B, values), got {tuple(targets.shape)}; time comes first"
+                f"{who}: targets must be categories (T, B), or (T, B, values), got {tuple(targets.shape)}; "
+                "time comes first"
             )
         steps, batch = targets.shape[:2]
         context = self._checked_context(inputs, batch)

@@ -133,10 +133,6 @@ class ContextToSequence(FeedbackDesign):
         of_length = self.length_log_prob(sequences.context, len(lengths)).gather(1, lengths[:, None])  # (B, 1)
         return torch.cat([-of_length.mT, steps])
 
-    def run_steps(self, targets: Tensor) -> int:
-        """The steps of a run with these targets: one more where a sequence ends in a step of its own."""
-        return len(targets) + (self.config.stop in ("end_symbol", "bernoulli_halt"))
-
     def _checked_context(self, context: Tensor | None, batch: int) -> Tensor | None:
         size, who = self.config.context_size, type(self).__name__
         got = None if context is None else tuple(context.shape)
@@ -234,8 +230,9 @@ class ContextToSequence(FeedbackDesign):
             limit = torch.as_tensor(lengths, device=like.device).clamp(max=max_length)
         planned = limit
         if stop == "predicted_length":
-            p = self.length_log_prob(context, batch).exp()
-            planned = torch.multinomial(p, 1, generator=generator)[:, 0]
+            of_lengths = output_distribution("categorical", self.config.max_length + 1)
+            log_p = self.length_log_prob(context, batch)
+            planned = of_lengths.sample(log_p, of_lengths.noise(batch, like=log_p, generator=generator))
             limit = planned.clamp(max=max_length)
         noise = distribution.noise(max_length, batch, like=like, generator=generator)
         external = self.external(context, planned, max_length)
@@ -244,6 +241,6 @@ class ContextToSequence(FeedbackDesign):
         if stop == "end_symbol":
             return y, first(y == self.config.output_size)
         if stop == "bernoulli_halt":
-            uniform = torch.rand(max_length, batch, generator=generator, dtype=o.dtype).to(o.device)
-            return y, halted(o[..., -1], uniform)
+            of_halts = output_distribution("bernoulli", 1)
+            return y, halted(o[..., -1], of_halts.noise(max_length, batch, like=o, generator=generator)[..., 0])
         return y, limit

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from throughtime.data.sequences import GeneratedSource, Sequences, TensorSource
-from throughtime.errors import ShapeError
+from throughtime.errors import ShapeError, UsageError
 
 
 def numbered(count: int, **parts: torch.Tensor) -> Sequences:
@@ -56,3 +56,9 @@ def test_parts_of_unequal_numbers_are_refused() -> None:
         ShapeError, match=r"expected as many sequences in every part, got \{'targets': 4, 'context': 3\}"
     ):
         Sequences(torch.zeros(5, 4), context=torch.zeros(3, 2))
+    with pytest.raises(ShapeError, match=r"targets must be \(T, N\) or \(T, N, values\), got \(4,\); .* summary=True"):
+        Sequences(torch.zeros(4))
+    with pytest.raises(ShapeError, match=r"lengths must be a tensor \(N,\), got list"):
+        Sequences(torch.zeros(5, 2), lengths=[1, 2])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="TensorSource: batch_size must be at least 1 sequence, got 0"):
+        TensorSource(numbered(3), 0)

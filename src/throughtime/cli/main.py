@@ -17,6 +17,7 @@ from throughtime.cli.evaluate import evaluate
 from throughtime.cli.generate import generate
 from throughtime.cli.help import example
 from throughtime.cli.inspect import unfold
+from throughtime.cli.inspect_flow import inspect_flow
 from throughtime.cli.train import language_model
 from throughtime.errors import ThroughtimeError
 
@@ -94,6 +95,13 @@ inspect.command(
         "throughtime inspect unfold runs/book --out graph.png",
     )
 )(unfold)
+inspect.command(
+    "flow",
+    epilog=example(
+        "throughtime inspect flow runs/rnn runs/lstm --out flow.png",
+        "throughtime inspect flow runs/book --data other.txt --json",
+    ),
+)(inspect_flow)
 app.add_typer(bench, name="bench")
 bench.command(
     "recurrence",

@@ -1,4 +1,4 @@
-"""Text in: sources, tokenizers, memory-mapped tokens, and streams of batches.
+"""Text in: sources, tokenizers, memory-mapped tokens, and streams of batches; sequences of numbers for the designs.
 
 The names are handed on when they are first asked for, so that importing this package costs nothing.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from throughtime.data.cache import cache_root
     from throughtime.data.paths import stdlib_files
+    from throughtime.data.sequences import GeneratedSource, Sequences, TensorSource
     from throughtime.data.sources import Document, TextSource
     from throughtime.data.streaming import StreamDecoder
     from throughtime.data.streams import Batch, EvaluationStreams, TokenStreams
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 _HOMES = {
     "cache_root": "cache",
     "stdlib_files": "paths",
+    "GeneratedSource": "sequences",
+    "Sequences": "sequences",
+    "TensorSource": "sequences",
     "Document": "sources",
     "TextSource": "sources",
     "StreamDecoder": "streaming",
@@ -38,8 +42,11 @@ __all__ = [
     "Batch",
     "Document",
     "EvaluationStreams",
+    "GeneratedSource",
     "Prompt",
+    "Sequences",
     "StreamDecoder",
+    "TensorSource",
     "TextSource",
     "TokenFile",
     "TokenStreams",

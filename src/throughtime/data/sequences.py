@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from throughtime.errors import ShapeError
+from throughtime.errors import ShapeError, UsageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Sequences:
     lengths: τ of each sequence (N,); T when missing.
 
     Raises:
-        ShapeError: parts that are not of the same number of sequences.
+        ShapeError: parts that are not of the same number of sequences, or targets without time.
     """
 
     targets: Tensor
@@ -32,6 +32,13 @@ class Sequences:
     summary: bool = False
 
     def __post_init__(self) -> None:
+        if self.lengths is not None and not isinstance(self.lengths, Tensor):
+            raise ShapeError(f"Sequences: lengths must be a tensor (N,), got {type(self.lengths).__name__}")
+        if self.targets.dim() < (1 if self.summary else 2):
+            raise ShapeError(
+                f"Sequences: targets must be (T, N) or (T, N, values), got {tuple(self.targets.shape)}; "
+                "for one target a sequence give summary=True"
+            )
         counts = {
             "targets": self.targets.shape[0 if self.summary else 1],
             "inputs": None if self.inputs is None else self.inputs.shape[1],
@@ -90,6 +97,7 @@ class TensorSource:
     """Batches of given sequences, in a new order in every epoch; the last of an epoch may be smaller."""
 
     def __init__(self, sequences: Sequences, batch_size: int, *, seed: int = 0) -> None:
+        _check_batch_size(batch_size, who="TensorSource")
         self.sequences = sequences
         self.batch_size = batch_size
         self.seed = seed
@@ -117,6 +125,7 @@ class GeneratedSource:
         seed: int = 0,
         batches_per_epoch: int = 1000,
     ) -> None:
+        _check_batch_size(batch_size, who="GeneratedSource")
         self.make = make
         self.batch_size = batch_size
         self.seed = seed
@@ -125,3 +134,8 @@ class GeneratedSource:
     def batch(self, index: int) -> Sequences:
         """Batch `index`."""
         return self.make(self.batch_size, torch.Generator().manual_seed(self.seed * 1_000_003 + 1 + index))
+
+
+def _check_batch_size(batch_size: int, *, who: str) -> None:
+    if batch_size < 1:
+        raise UsageError(f"{who}: batch_size must be at least 1 sequence, got {batch_size}")

@@ -25,6 +25,7 @@ from throughtime.models.language import LanguageModel
 from throughtime.models.model import Model
 from throughtime.models.output_recurrent import OutputRecurrent
 from throughtime.models.sequence_summary import SequenceSummary
+from throughtime.training.run_folder import RunFolder
 
 _STANDARD_INPUT = "-"
 
@@ -216,20 +217,47 @@ def _loss(model: Any, reading: _Reading, o: Tensor, h: Sequence[Tensor], targets
 
 
 def run_gradients(run: Path, steps: int, *, data: Sequence[str] = ()) -> tuple[str, int, dict[tuple[str, int], float]]:
-    """The design, the layers and the norms of the `edge_gradients` of a run's model over a text's first steps.
+    """The design, the layers and the norms of the `edge_gradients` of a run's model over the first steps of its data.
 
-    The text is what it was trained on, or `data`; as many sequences as a batch of the training has, where it has them.
+    Of a language model that is the text it was trained on, or `data`, as many sequences as a batch of its training has;
+    of another design the held-out sequences that its folder keeps.
 
     Raises:
         RunFolderError, CheckpointError: a run folder that cannot be read.
-        DataError: a text that cannot be read, or is too short.
-        UsageError: less than one step.
+        DataError: a text that cannot be read, or sequences that are too short.
+        UsageError: less than one step, or `data` for a run whose sequences are no text.
     """
     from throughtime.tasks import language
-    from throughtime.tasks.texts import prepared
 
     if steps < 1:
         raise UsageError(f"edge gradients: steps must be at least 1, got {steps}")
+    if RunFolder.task_of(run) == language.NAME:
+        return _of_language(run, steps, data)
+    if data:
+        raise UsageError(f"run folder {run}: --data is text for a language model's run; leave it out: the run keeps "
+                         "sequences")  # fmt: skip
+    return _of_design(run, steps)
+
+
+def _of_design(run: Path, steps: int) -> tuple[str, int, dict[tuple[str, int], float]]:
+    from throughtime.tasks import design
+
+    model, sequences = design.load(run), design.held_out(run)
+    if sequences.lengths is not None:
+        sequences = sequences.select((sequences.lengths >= steps).nonzero()[:, 0])
+    x = sequences.targets if sequences.inputs is None else sequences.inputs
+    if not len(sequences) or len(x) < steps:
+        raise DataError(f"edge gradients: the run keeps no sequence of {steps} steps; take fewer steps")
+    targets = sequences.targets if sequences.summary else sequences.targets[:steps]
+    inputs = None if sequences.inputs is None else sequences.inputs[:steps]
+    name, layers = design_of(model)
+    return name, layers, norms(edge_gradients(model, targets, inputs=inputs, context=sequences.context))
+
+
+def _of_language(run: Path, steps: int, data: Sequence[str]) -> tuple[str, int, dict[tuple[str, int], float]]:
+    from throughtime.tasks import language
+    from throughtime.tasks.texts import prepared
+
     model, tokenizer, config = language.load(run)
     own = config.data
     if not data and _STANDARD_INPUT in own.paths:

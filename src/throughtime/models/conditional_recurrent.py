@@ -67,13 +67,13 @@ class ConditionalRecurrent(FeedbackDesign):
         return SequenceLogProb(steps, steps.sum(0))
 
     @torch.no_grad()
-    def sample(self, inputs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, inputs: Tensor, *, lengths: Lengths = None, generator: torch.Generator | None = None) -> Tensor:
         """Ancestral sampling: y(t) ~ p(y(t) | y(1..t-1), x(1..t)), in evaluation mode.
 
-        Returns (T, B) categories or (T, B, values).
+        Returns (T, B) categories or (T, B, values), zeros behind a length.
         """
-        x, *_ = self.read_inputs(inputs)
+        x, _, inside = self.read_inputs(inputs, lengths)
         noise = self.distribution.noise(*x.shape[:2], like=x, generator=generator)
         with in_evaluation_mode(self):
             o = self.run_freely(x, feedback="sample", noise=noise).outputs
-        return self.distribution.sample(o, noise)
+        return self._padded(self.distribution.sample(o, noise), inside)

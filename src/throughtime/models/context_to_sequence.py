@@ -79,12 +79,16 @@ class ContextToSequence(FeedbackDesign):
 
     @property
     def weight_rh(self) -> Tensor | None:
-        """R: the columns of the first layer's `weight_ih` that read the context; None where it is no input."""
+        """R: the columns of the first layer's `weight_ih` that read the context.
+
+        None where the context is no input, or a cell of one's own has no `weight_ih`.
+        """
         if self.config.context_as == "state" or not self.config.context_size:
             return None
         layers = self.recurrent
-        weight = layers.weight_ih_l0 if isinstance(layers, RecurrentLayer) else layers.cells[0].weight_ih
-        return weight[:, : self.config.context_size]  # type: ignore[index]
+        first, name = (layers, "weight_ih_l0") if isinstance(layers, RecurrentLayer) else (layers.cells[0], "weight_ih")
+        weight = getattr(first, name, None)
+        return weight[:, : self.config.context_size] if isinstance(weight, Tensor) else None
 
     def prepare(self, inputs: Tensor | None, targets: Tensor, lengths: Lengths = None) -> Prepared:
         """The context (B, C), None where `context_size` is 0, and the targets, their end among them.

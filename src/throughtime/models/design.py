@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from throughtime.cells import CELL_KINDS, Cell, cell_kind
@@ -74,14 +75,20 @@ class Design(Model):
         self, config: DesignConfig | None = None, *, cell: str | CellFactory | None = None, **keys: Any
     ) -> None:
         who = type(self).__name__
+        if config is not None and not isinstance(config, self.Config):
+            raise UsageError(f"{who}: expected keywords such as output_size=10, got {config!r}")
         own = cell if cell is not None and not isinstance(cell, str) else None
+        if own is not None:
+            _check_own_cell(own, who=who)
         if cell is not None and config is None:
-            keys["cell"] = getattr(cell, "__name__", "custom") if own else cell
+            keys["cell"] = _name_of(own) if own is not None else cell
         super().__init__(config if config is not None else validate(self.Config, keys, where=who))
         if own is None and self.config.cell not in CELL_KINDS:
+            near = difflib.get_close_matches(self.config.cell.lower(), CELL_KINDS, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else "of a cell of your own give the class, to load() too"
             raise UsageError(
                 f"{who}: cell must be one of {', '.join(CELL_KINDS)}, or a class handed over, got the name "
-                f"{self.config.cell!r}; if that is a cell of your own: cell={self.config.cell}, in load() too"
+                f"{self.config.cell!r}; {remedy}"
             )
         self.distribution = output_distribution(
             self.config.output, self.config.output_size, components=self.config.mixture_components
@@ -213,6 +220,30 @@ class Design(Model):
         """log p(y(t) | o(t)) in nats, zero where not `inside`; targets are checked ones."""
         log_p = self.distribution.log_prob(o, targets)
         return log_p if inside is None else torch.where(inside, log_p, 0.0)
+
+
+def _check_own_cell(cell: Any, *, who: str) -> None:
+    """See that a cell of one's own is what makes cells, and has a name of its own.
+
+    Raises:
+        UsageError: a cell instead of its class, or one called as a built-in cell is.
+    """
+    if isinstance(cell, nn.Module) or not callable(cell):
+        raise UsageError(
+            f"{who}: cell must be a class, or what makes a cell of (input_size, hidden_size), got "
+            f"{type(cell).__name__}; each layer gets a cell of its own"
+        )
+    if _name_of(cell) in CELL_KINDS:
+        raise UsageError(
+            f"{who}: a cell of one's own must not be called {_name_of(cell)!r}, as a built-in one is; give it another "
+            "name, by which a saved model can say what it needs"
+        )
+
+
+def _name_of(cell: Any) -> str:
+    """By what name a configuration remembers a cell of one's own."""
+    name = getattr(cell, "__name__", "")
+    return name if name.isidentifier() else "custom"
 
 
 def inside_lengths(

@@ -85,8 +85,19 @@ class HiddenRecurrent(Design):
         return SequenceLogProb(steps, steps.sum(0))
 
     @torch.no_grad()
-    def sample(self, inputs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """y(t) ~ p(y(t) | x(1..t)) at every step, (T, B) categories or (T, B, values), in evaluation mode."""
+    def sample(
+        self,
+        inputs: Tensor,
+        *,
+        lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """y(t) ~ p(y(t) | x(1..t)) at every step, in evaluation mode.
+
+        Returns (T, B) categories or (T, B, values), zeros behind a length.
+        """
+        _, _, inside = self.read_inputs(inputs, lengths)
         with in_evaluation_mode(self):
-            o = self(inputs)
-        return self.distribution.sample(o, self.distribution.noise(*o.shape[:2], like=o, generator=generator))
+            o = self(inputs, lengths=lengths)
+        drawn = self.distribution.sample(o, self.distribution.noise(*o.shape[:2], like=o, generator=generator))
+        return self._padded(drawn, inside)

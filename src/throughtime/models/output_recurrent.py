@@ -16,14 +16,19 @@ import torch
 from torch import Tensor
 
 from throughtime.models.conditional_recurrent import ConditionalRecurrent, ConditionalRecurrentConfig
+from throughtime.models.feedback import Prepared, Run
 from throughtime.nn import RecurrentLayer
+
+# Numbers of one part of the hidden units: 2 MiB in float32.
+_CACHED = 2**19
 
 
 class OutputRecurrent(ConditionalRecurrent):
     """p(y | x) = Π_t p(y(t) | y(t-1), x(t)), the hidden units without recurrence of their own: design B.
 
-    The arguments and calls are those of `ConditionalRecurrent`. A layer is one step of its cell from a state of zeros;
-    the built-in cells have no `weight_hh` here. W of the equation above is the part of `weight_ih` that reads y(t-1).
+    The arguments and calls are those of `ConditionalRecurrent`. A layer is one step of its cell from a state of zeros:
+    an rnn, lstm or gru has no `weight_hh` here, that of another cell is there and without effect. W of the equation
+    above is the part of `weight_ih` that reads y(t-1).
 
         >>> import torch, throughtime as tt
         >>> model = tt.models.OutputRecurrent(input_size=3, output_size=5, cell="rnn", hidden_size=8)
@@ -61,9 +66,15 @@ class OutputRecurrent(ConditionalRecurrent):
             rest = [type(state)(*(field[:, :1] for field in state)) for state in rest]
         return super().advance(x, rest)[0]
 
-    def _through_layers(self, x: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Tensor:
+    def _forced(self, x: Tensor, sequences: Prepared) -> Run:
         """All steps of all sequences at once: with y(t-1) known, none waits for another."""
         flat = x.flatten(0, 1)  # (T · B, X)
-        # A built-in cell adds its zeros to all rows, however many there are; a cell of one's own may not.
-        h = self._from_rest(flat, 1 if isinstance(self.recurrent, RecurrentLayer) else len(flat))
-        return h.reshape(*x.shape[:2], h.shape[-1])
+        # On a CPU, in parts whose hidden units stay in the cache until the readout has seen them.
+        rows = max(1, _CACHED // self.config.hidden_size) if x.device.type == "cpu" else max(1, len(flat))
+        hidden, outputs = [], []
+        for part in flat.split(rows):
+            # A built-in cell adds its zeros to all rows, however many there are; a cell of one's own may not.
+            h = self._from_rest(part, 1 if isinstance(self.recurrent, RecurrentLayer) else len(part))
+            hidden.append(h)
+            outputs.append(self.readout(self.dropout(h)))
+        return Run(*(torch.cat(parts).unflatten(0, x.shape[:2]) for parts in (outputs, hidden)))

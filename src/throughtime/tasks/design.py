@@ -20,10 +20,12 @@ from torch import Tensor, nn
 import throughtime.models as models
 from throughtime.configuration import to_toml, validate
 from throughtime.data.sequences import Sequences, Source
-from throughtime.errors import DataError, RunFolderError
+from throughtime.decoding.lengths import length_error
+from throughtime.errors import ConfigError, DataError, RunFolderError, UsageError
 from throughtime.layers import in_evaluation_mode
-from throughtime.models import Design, FeedbackDesign
+from throughtime.models import ContextToSequence, Design, FeedbackDesign
 from throughtime.models.feedback import Feedback
+from throughtime.models.flow import model_flow
 from throughtime.storage import write_file
 from throughtime.training import distributed
 from throughtime.training.config import TrainingConfig
@@ -80,6 +82,7 @@ class DesignTask:
         if not len(valid):
             raise DataError("design: expected held-out sequences, got none; give at least one")
         self.design = design
+        self.policy = policy
         self.model: nn.Module = _Trainee(design, policy)
         self.train = train
         self.valid = valid
@@ -97,8 +100,15 @@ class DesignTask:
         return Loss(model(*batch), batch[0].predictions, None)
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """See `evaluate`."""
-        return evaluate(self.design, self.valid.to(self.distribution.device), seed=self.seed)
+        """See `evaluate`; "loss" is the one by which the policy chooses the best model."""
+        valid = self.valid.to(self.distribution.device)
+        results = evaluate(self.design, valid, seed=self.seed, feedback=self.policy.feedback)
+        return {**results, "loss": self.policy.held_out(results), "teacher_forced": results["loss"]}
+
+    def flow(self, batch: tuple[Sequences, int], carried: tuple[Tensor, ...] | None) -> dict[str, float]:
+        """How the gradients of a few of a batch's losses flow back through time; see `Flow.summary`."""
+        few = batch[0].select(torch.arange(min(4, len(batch[0])), device=batch[0].targets.device))
+        return model_flow(self.design, few.x, targets=few.targets, lengths=few.lengths, at=4).summary()
 
     def describe(self, loss: float) -> dict[str, float]:
         """The loss in bits."""
@@ -113,7 +123,7 @@ def train(
     model: Design,
     data: Source,
     valid: Sequences,
-    run: Path,
+    run: str | Path,
     *,
     policy: TrainingInput | None = None,
     resume: bool = False,
@@ -124,18 +134,25 @@ def train(
     Args:
         model: any of `tt.models`' designs; training begins with the weights it has.
         data: where training batches come from: a `TensorSource`, a `GeneratedSource`, or a `Source` of one's own.
-        valid: held-out sequences; the model that is best on them is the one that is saved.
+        valid: held-out sequences; the model that is best on them, by the policy's own measure, is saved.
         run: the run folder.
         policy: what a design that feeds outputs back sees in training; teacher forcing when missing.
         resume: go on from the newest checkpoint.
-        training: keys of the section [training], such as max_steps, learning_rate, gradient_clip, seed.
+        training: keys of the section [training], such as max_steps, learning_rate, gradient_clip, seed; but for
+            batch_size, which is the source's, and window, as whole sequences are trained on.
 
     Raises:
         ConfigError: unknown keys or values out of range, all at once.
-        UsageError: the policy needs a design that feeds outputs back.
+        UsageError: `policy` is none, or needs a design that feeds outputs back.
         RunFolderError: `run` is taken, or is no run of a design.
         DivergedError, Interrupted, CheckpointError, StorageError: see `Trainer.fit`.
     """
+    run = Path(run)
+    for key in sorted(training.keys() & {"batch_size", "window"}):
+        remedy = "give it to the source" if key == "batch_size" else "cut the sequences, or train without"
+        raise ConfigError(f"design.train: {key} is not a setting of whole sequences; {remedy}")
+    if policy is not None and not isinstance(policy, TrainingInput):
+        raise UsageError(f"design.train: policy must be a TrainingInput such as TeacherForcing(), got {policy!r}")
     config = validate(DesignConfiguration, {"training": training}, where="design.train")
     distribution = distributed.start(config.training)
     try:
@@ -201,7 +218,9 @@ def evaluate(model: Design, sequences: Sequences, *, seed: int = 0, feedback: Fe
 
     Of a design that feeds outputs back, `loss` is that of teacher forcing, `free_running` that of the same targets
     when the network has seen its own outputs (`feedback`: draws of them by `seed`, or their means) in place of
-    y(1..t-1), and `exposure_gap` is the difference: what it costs to meet one's own mistakes.
+    y(1..t-1), and `exposure_gap` is the difference. Not all of it is the cost of mistakes: draws that are as good as
+    the targets tell less of the targets than these do. Of a `ContextToSequence` that chooses its lengths,
+    `length_error` and `expected_length_error` are those of `tt.decoding.length_error`.
     """
     sums: dict[str, float] = {}
     generator = torch.Generator().manual_seed(seed)
@@ -212,7 +231,17 @@ def evaluate(model: Design, sequences: Sequences, *, seed: int = 0, feedback: Fe
     results = {name: value / max(sequences.predictions, 1) for name, value in sums.items()}
     if "free_running" in results:
         results["exposure_gap"] = results["free_running"] - results["loss"]
+    if getattr(model.config, "stop", "given") != "given":
+        assert isinstance(model, ContextToSequence)
+        results |= _length_errors(model, sequences, seed)
     return results
+
+
+def _length_errors(model: ContextToSequence, sequences: Sequences, seed: int) -> dict[str, float]:
+    steps = sequences.targets.shape[0]
+    lengths = torch.full((len(sequences),), steps) if sequences.lengths is None else sequences.lengths
+    found = length_error(model, lengths, sequences.context, max_length=2 * steps + 10, seed=seed)
+    return {"length_error": found.decoded, "expected_length_error": found.expected}
 
 
 def _sums(model: Design, part: Sequences, generator: torch.Generator, feedback: Feedback) -> dict[str, float]:
@@ -228,16 +257,18 @@ def _sums(model: Design, part: Sequences, generator: torch.Generator, feedback: 
     own = torch.ones(sequences.external.shape[:2], dtype=torch.bool, device=sequences.external.device)
     noise = model.distribution.noise(*own.shape, like=sequences.external, generator=generator)
     free = model.run(sequences, own=own, feedback=feedback, noise=noise)
-    o = taught.outputs[: len(part.targets), :, : model.distribution.size]
     return {
         "loss": float(model.losses(sequences, taught).sum()),
         "free_running": float(model.losses(sequences, free).sum()),
-        **_errors(model, o, part),
+        **_errors(model, taught.outputs, part),
+        **{f"free_{name}": value for name, value in _errors(model, free.outputs, part).items()},
     }
 
 
 def _errors(model: Design, o: Tensor, part: Sequences) -> dict[str, float]:
     """The right guesses among categories, or the mean squared error of the means, summed over targets."""
+    if not part.summary:
+        o = o[: len(part.targets), :, : model.distribution.size]
     targets, inside = part.targets, torch.ones(o.shape[:-1], dtype=torch.bool, device=o.device)
     if part.lengths is not None and not part.summary:
         inside = torch.arange(len(o), device=o.device)[:, None] < part.lengths

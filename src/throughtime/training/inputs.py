@@ -7,6 +7,7 @@ never seen (section 10.2.1). The other policies close that gap, each in its own 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -22,7 +23,16 @@ from throughtime.nn import GRU
 
 
 class TrainingInput(nn.Module, ABC):
-    """A policy: which loss of a batch a model is trained on. Draws are from torch's own generator, as dropout's are."""
+    """A policy: which loss of a batch a model is trained on. Draws are from torch's own generator, as dropout's are.
+
+    feedback: what of its own outputs a network sees, here and when it is evaluated.
+    """
+
+    feedback: Feedback = "sample"
+
+    def held_out(self, results: Mapping[str, float]) -> float:
+        """By which of the losses of `tt.tasks.design.evaluate` the best model is chosen: that of teacher forcing."""
+        return results["loss"]
 
     @abstractmethod
     def forward(self, model: Model, batch: Sequences, index: int) -> Tensor:
@@ -47,7 +57,11 @@ class FreeRunning(TrainingInput):
 
     def __init__(self, feedback: Feedback = "mean") -> None:
         super().__init__()
-        self.feedback: Feedback = feedback
+        self.feedback = feedback
+
+    def held_out(self, results: Mapping[str, float]) -> float:
+        """That of running freely."""
+        return results["free_running"]
 
     def forward(self, model: Model, batch: Sequences, index: int) -> Tensor:
         """−Σ log p(y(t) | ŷ(1..t-1), x)."""
@@ -67,8 +81,12 @@ class MixedLosses(TrainingInput):
         super().__init__()
         if not 0 <= weight <= 1:
             raise UsageError(f"MixedLosses: weight must be in [0, 1], got {weight}")
-        self.weight = weight
+        self.weight, self.feedback = weight, feedback
         self.forced, self.free = TeacherForcing(), FreeRunning(feedback)
+
+    def held_out(self, results: Mapping[str, float]) -> float:
+        """The weighted sum."""
+        return (1 - self.weight) * results["loss"] + self.weight * results["free_running"]
 
     def forward(self, model: Model, batch: Sequences, index: int) -> Tensor:
         """The weighted sum."""
@@ -111,7 +129,11 @@ class ScheduledSampling(TrainingInput):
         if not 0 <= minimum <= start <= 1:
             raise UsageError(f"ScheduledSampling: expected 0 <= minimum <= start <= 1, got {minimum} and {start}")
         self.decay, self.k, self.start, self.minimum, self.per = decay, k, start, minimum, per
-        self.feedback: Feedback = feedback
+        self.feedback = feedback
+
+    def held_out(self, results: Mapping[str, float]) -> float:
+        """That of running freely, for which a network is made ready here."""
+        return results["free_running"]
 
     def probability(self, index: int) -> float:
         """ε(i), the probability that a step of batch i sees the target."""
@@ -149,7 +171,7 @@ class ProfessorForcing(TrainingInput):
         if not isinstance(model, FeedbackDesign):
             raise UsageError(_no_feedback(self, model))
         self.weight = weight
-        width = model.config.hidden_size + model.distribution.feedback_size
+        self.width = width = model.config.hidden_size + model.distribution.feedback_size
         self.discriminator = _Discriminator(width, hidden_size)
 
     def forward(self, model: Model, batch: Sequences, index: int) -> Tensor:
@@ -158,6 +180,10 @@ class ProfessorForcing(TrainingInput):
         taught = design.run(sequences)
         own = torch.ones(sequences.external.shape[:2], dtype=torch.bool, device=sequences.external.device)
         free = _run(design, sequences, own, "sample")
+        if free.hidden.shape[-1] + design.distribution.feedback_size != self.width:
+            raise UsageError(
+                "ProfessorForcing: expected the model it was made for, got another; make one for each model"
+            )
         behaviours = [_behaviour(design, run, sequences) for run in (taught, free)]
         # Logits of being a taught run, (B,) each; what the discriminator learns stays out of the network.
         of_taught, of_free = (self.discriminator(seen.detach(), sequences.lengths) for seen in behaviours)

@@ -331,7 +331,7 @@ def test_a_cell_of_ones_own_has_to_be_given_again(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError,
         match="^HiddenRecurrent: cell must be one of rnn, lstm, gru, .*, or a class handed over, got the name "
-        r"'SlowCell'; if that is a cell of your own: cell=SlowCell, in load\(\) too$",
+        r"'SlowCell'; of a cell of your own give the class, to load\(\) too$",
     ):
         tt.models.HiddenRecurrent.load(tmp_path)
     with pytest.raises(UsageError, match=r"OutputRecurrent: cell must be one of .*, got the name 'ltsm'"):

@@ -91,8 +91,8 @@ class StackedParameters(nn.Module, ABC):
         """Nothing to do: weights need no particular place in memory here. Kept for programs that call it."""
 
     def _suffixes(self) -> list[tuple[int, str]]:
-        directions = ("", "_reverse") if self.bidirectional else ("",)
-        return [(layer, f"_l{layer}{direction}") for layer in range(self.num_layers) for direction in directions]
+        layers, directions = range(self.num_layers), range(self.directions)
+        return [(layer, suffix_of(layer, direction)) for layer in layers for direction in directions]
 
     def _weights(self, suffix: str) -> Any:
         """The parameters of one layer and direction, None for those that the cell does without."""
@@ -108,6 +108,11 @@ class StackedParameters(nn.Module, ABC):
     def _state_sizes(self, layer: int) -> tuple[int, ...]:
         fields = len(self.cell_type.State._fields)
         return (self._output_size(layer), *(self.hidden_sizes[layer],) * (fields - 1))
+
+
+def suffix_of(layer: int, direction: int) -> str:
+    """What the names of a layer's parameters end with."""
+    return f"_l{layer}" + ("_reverse" if direction else "")
 
 
 def _sizes(hidden_size: int | Sequence[int], num_layers: int, who: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,9 +18,11 @@ from throughtime.errors import ShapeError, UsageError
 from throughtime.kernels import Recurrence, StepEquations, Unfolded
 from throughtime.layers import checked_probability, locked_mask, zoneout_masks
 from throughtime.nn.packed import pack_like, unpack
-from throughtime.nn.parameters import StackedParameters
+from throughtime.nn.parameters import StackedParameters, suffix_of
 from throughtime.nn.states import StepStates, join_state, split_state
-from throughtime.recurrence import checked_lengths, checked_resets
+from throughtime.recurrence import MemoryBudget, checked_lengths, checked_resets
+from throughtime.recurrence.checkpointing import engine_run
+from throughtime.recurrence.walk import Place, Run, uncomputed
 
 
 class RecurrentLayer(StackedParameters):
@@ -125,6 +128,7 @@ class RecurrentLayer(StackedParameters):
         lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
         resets: Bool[Tensor, "T B"] | Bool[Tensor, " T"] | None = None,
         return_states: str | None = None,
+        checkpoint: str | int | MemoryBudget | None = None,
         **torch_names: Any,
     ) -> Any:
         """Run the layers over a batch of sequences.
@@ -136,6 +140,7 @@ class RecurrentLayer(StackedParameters):
             resets: true at [t, b] ([b, t] with `batch_first`, [t] for one sequence) where row b begins a new
                 sequence: its state is cleared before step t.
             return_states: "all" returns every state and gate too.
+            checkpoint: as of `tt.unfold`, for each layer and direction: less memory, the same gradients.
             torch_names: `input=` and `hx=`, as PyTorch calls inputs and state.
 
         Returns:
@@ -145,43 +150,59 @@ class RecurrentLayer(StackedParameters):
         Raises:
             ShapeError: inputs, state or lengths that do not fit.
             EngineError: the engine asked for by name cannot run this.
+            UsageError: an unknown `return_states`; a `checkpoint` that there is not, or together with every state.
         """
         if torch_names or inputs is None:
             inputs, state = by_torch_names(type(self).__name__, inputs, state, torch_names)
         if return_states not in (None, "all"):
             raise UsageError(f"{type(self).__name__}: return_states must be 'all' or None, got {return_states!r}")
+        run = engine_run(self.engine, checkpoint, who=type(self).__name__)
+        if return_states is None:
+            return self.walk(lambda call, _: run(call), inputs, state, lengths=lengths, resets=resets)
+        found: list[list[Unfolded]] = [[] for _ in range(self.num_layers)]
+
+        def recorded(call: Recurrence, place: Place) -> Unfolded:
+            found[place.layer].append(run(replace(call, record=True)))
+            return found[place.layer][-1]
+
+        outputs, final = self.walk(recorded, inputs, state, lengths=lengths, resets=resets)
+        batched = isinstance(inputs, PackedSequence) or inputs.dim() == 3
+        return outputs, final, tuple(tuple(self._step_states(u, batched) for u in layer) for layer in found)
+
+    def walk(
+        self,
+        run: Run,
+        inputs: Tensor | PackedSequence,
+        state: Any = None,
+        *,
+        lengths: Any = None,
+        resets: Any = None,
+    ) -> tuple[Any, Any]:
+        """The outputs and the final state as `forward` returns them, `run(call, place)` computing each recurrence.
+
+        Raises:
+            ShapeError: inputs, state or lengths that do not fit.
+        """
         if isinstance(inputs, PackedSequence):
-            return self._forward_packed(inputs, state, lengths, resets, return_states)
+            return self._walk_packed(run, inputs, state, lengths, resets)
         x, lengths, resets = self._time_major(inputs, lengths, resets)
         batched = inputs.dim() == 3
         initial = self._initial_states(x, state, batched)
-        found: list[list[Unfolded]] = []
+        final = []
         for layer in range(self.num_layers):
-            calls = self._layer_calls(layer, x, initial[layer], lengths, resets, record=return_states == "all")
-            found.append([kernels.run(call, self.engine) for call in calls])
-            outputs = torch.cat([u.outputs for u in found[-1]], -1) if self.bidirectional else found[-1][0].outputs
+            calls = self._layer_calls(layer, x, initial[layer], lengths, resets)
+            found = [run(call, self._place(layer, direction)) for direction, call in enumerate(calls)]
+            outputs = torch.cat([u.outputs for u in found], -1) if self.bidirectional else found[0].outputs
             x = self._between(layer, x, outputs)
-        final = join_state(
-            [[u.final_state for u in layer] for layer in found],
-            equal_sizes=len(set(self.hidden_sizes)) == 1,
-            batched=batched,
-        )
-        outputs = self._as_given(x, batched)
-        if return_states is None:
-            return outputs, final
-        return outputs, final, tuple(tuple(self._step_states(u, batched) for u in layer) for layer in found)
+            final.append([u.final_state for u in found])
+        joined = join_state(final, equal_sizes=len(set(self.hidden_sizes)) == 1, batched=batched)
+        return self._as_given(x, batched), joined
 
     def recurrences(self, inputs: Any, state: Any = None, **options: Any) -> Iterator[tuple[str, Recurrence]]:
         """Each layer's and direction's `Recurrence`, uncomputed, for `tt.kernels.explain`."""
         record = options.pop("return_states", None) == "all"
-        if isinstance(inputs, PackedSequence):
-            inputs, options["lengths"] = unpack(inputs, self.batch_first)
-        x, lengths, resets = self._time_major(inputs, options.pop("lengths", None), options.pop("resets", None))
-        initial = self._initial_states(x, state, inputs.dim() == 3)
-        for layer in range(self.num_layers):
-            for direction, call in enumerate(self._layer_calls(layer, x, initial[layer], lengths, resets, record)):
-                yield f"{type(self).__name__} layer {layer}{' reverse' if direction else ''}", call
-            x = x.new_empty(*x.shape[:2], self._output_size(layer) * self.directions)
+        for where, call in uncomputed(self, inputs, state, **options):
+            yield where, replace(call, record=record)
 
     def step_equations(self) -> list[StepEquations]:
         """The equations of each layer with the weights of this moment, the bottom one first, to be stepped by hand.
@@ -207,9 +228,7 @@ class RecurrentLayer(StackedParameters):
         kind, layers = self.cell_type.State, range(self.num_layers)
         return [kind(*(like.new_zeros(batch_size, size) for size in self._state_sizes(layer))) for layer in layers]
 
-    def _layer_calls(
-        self, layer: int, x: Tensor, states: list[Any], lengths: Any, resets: Any, record: bool
-    ) -> list[Recurrence]:
+    def _layer_calls(self, layer: int, x: Tensor, states: list[Any], lengths: Any, resets: Any) -> list[Recurrence]:
         """One recurrence for each direction of a layer, random masks drawn."""
         if self.variational_dropout and self.training:
             x = x * locked_mask(x, (1, *x.shape[1:]), self.variational_dropout)  # (T, B, I)
@@ -220,10 +239,9 @@ class RecurrentLayer(StackedParameters):
                 mask = locked_mask(x, tuple(state[0].shape), self.recurrent_dropout)  # (B, H)
             if any(self.zoneout):
                 zoneout = zoneout_masks(x, [field.shape[-1] for field in state], self.zoneout, self.training)
-            suffix = f"_l{layer}" + ("_reverse" if direction else "")
             calls.append(
                 Recurrence(
-                    self._equations(self._weights(suffix)),
+                    self._equations(self._weights(suffix_of(layer, direction))),
                     x,
                     state,
                     lengths,
@@ -231,7 +249,6 @@ class RecurrentLayer(StackedParameters):
                     reverse=bool(direction),
                     recurrent_mask=mask,
                     zoneout=zoneout,
-                    record=record,
                 )
             )
         return calls
@@ -246,14 +263,18 @@ class RecurrentLayer(StackedParameters):
 
     # -- shapes ----------------------------------------------------------------------------------------------------
 
-    def _forward_packed(
-        self, packed: PackedSequence, state: Any, lengths: Any, resets: Any, return_states: str | None
-    ) -> Any:
+    def _walk_packed(
+        self, run: Run, packed: PackedSequence, state: Any, lengths: Any, resets: Any
+    ) -> tuple[PackedSequence, Any]:
         if lengths is not None or resets is not None:
             raise UsageError(f"{type(self).__name__}: a PackedSequence has its own lengths; give no lengths or resets")
         inputs, own_lengths = unpack(packed, self.batch_first)
-        outputs, *rest = self.forward(inputs, state, lengths=own_lengths, return_states=return_states)
-        return (pack_like(outputs, own_lengths, packed, self.batch_first), *rest)
+        outputs, final = self.walk(run, inputs, state, lengths=own_lengths)
+        return pack_like(outputs, own_lengths, packed, self.batch_first), final
+
+    def _place(self, layer: int, direction: int) -> Place:
+        where = f"{type(self).__name__} layer {layer}{' reverse' if direction else ''}"
+        return Place(layer, direction, where, "{}" + suffix_of(layer, direction))
 
     def _time_major(self, inputs: Tensor, lengths: Any, resets: Any) -> tuple[Tensor, Any, Any]:
         """Inputs as (T, B, I), with lengths and resets checked against them.

@@ -22,7 +22,9 @@ from throughtime.cells import Cell
 from throughtime.errors import ShapeError, UsageError
 from throughtime.kernels import Recurrence, StepEquations, check_engine_name
 from throughtime.layers import checked_probability
-from throughtime.recurrence import checked_lengths, checked_resets, unfold
+from throughtime.recurrence import MemoryBudget, checked_lengths, checked_resets
+from throughtime.recurrence.checkpointing import engine_run
+from throughtime.recurrence.walk import Place, Run, uncomputed
 
 
 class CellStack(nn.Module):
@@ -84,6 +86,7 @@ class CellStack(nn.Module):
         *,
         lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
         resets: Bool[Tensor, "T B"] | None = None,
+        checkpoint: str | int | MemoryBudget | None = None,
     ) -> tuple[Float[Tensor, "T B H"], tuple[Any, ...]]:
         """Run the layers over a batch of sequences.
 
@@ -93,39 +96,47 @@ class CellStack(nn.Module):
                 for each layer; what each cell begins with when missing. A final state handed on carries sequences on.
             lengths: the number of steps of each sequence, in any order, zero allowed.
             resets: true at [t, b] where row b begins a new sequence; its state is cleared before step t.
+            checkpoint: as of `tt.unfold`, for each layer and direction: less memory, the same gradients.
 
         Returns:
             outputs (T, B, output_size), zero behind a length, and the final state, nested as `state` is.
 
         Raises:
             ShapeError: inputs, state, lengths or resets that do not fit.
-            UsageError: resets in two directions.
+            UsageError: resets in two directions, or a `checkpoint` that there is not.
             EngineError: the engine asked for by name cannot run a cell.
+        """
+        compute = engine_run(self.engine, checkpoint, who="CellStack")
+        return self.walk(lambda call, _: compute(call), inputs, state, lengths=lengths, resets=resets)
+
+    def walk(
+        self, run: Run, inputs: Tensor, state: Any = None, *, lengths: Any = None, resets: Any = None
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        """The outputs and the final state as `forward` returns them, `run(call, place)` computing each recurrence.
+
+        Raises:
+            ShapeError: inputs, state, lengths or resets that do not fit.
         """
         x, initial, lengths, resets = self._checked(inputs, state, lengths, resets)
         final: list[Any] = []
         for layer, cells in enumerate(self._layers()):
-            found = [
-                unfold(cell, x, own, lengths=lengths, resets=resets, reverse=bool(direction), engine=self.engine)
-                for direction, (cell, own) in enumerate(zip(cells, initial[layer], strict=True))
-            ]
-            outputs = torch.cat([output for output, _ in found], -1)  # (T, B, D·H)
+            found = []
+            for direction, (cell, own) in enumerate(zip(cells, initial[layer], strict=True)):
+                call = cell.recurrence(x, own, lengths=lengths, resets=resets, reverse=bool(direction))
+                found.append(run(call, _place(layer, direction, cell)))
+            outputs = torch.cat([unfolded.outputs for unfolded in found], -1)  # (T, B, D·H)
             if self.residual and layer > 0:
                 outputs = outputs + x
             if self.training and self.dropout and layer < self.num_layers - 1:
                 outputs = functional.dropout(outputs, self.dropout)
             x = outputs
-            final.append(tuple(after for _, after in found) if self.bidirectional else found[0][1])
+            after = tuple(unfolded.final_state for unfolded in found)
+            final.append(after if self.bidirectional else after[0])
         return x, tuple(final)
 
     def recurrences(self, inputs: Tensor, state: Any = None, **options: Any) -> Iterator[tuple[str, Recurrence]]:
         """Each layer's and direction's `Recurrence`, uncomputed, for `tt.kernels.explain`."""
-        x, initial, lengths, resets = self._checked(inputs, state, options.get("lengths"), options.get("resets"))
-        for layer, cells in enumerate(self._layers()):
-            for direction, (cell, own) in enumerate(zip(cells, initial[layer], strict=True)):
-                where = f"CellStack layer {layer} {type(cell).__name__}{' reverse' if direction else ''}"
-                yield where, cell.recurrence(x, own, lengths=lengths, resets=resets, reverse=bool(direction))
-            x = x.new_empty(*x.shape[:2], _layer_size(cells))
+        yield from uncomputed(self, inputs, state, **options)
 
     def step_equations(self) -> list[StepEquations]:
         """The equations of each layer with the weights of this moment, the bottom one first, to be stepped by hand.
@@ -171,6 +182,11 @@ class CellStack(nn.Module):
         return ", ".join(
             f"{name}={getattr(self, name)!r}" for name, value in usual.items() if getattr(self, name) != value
         )
+
+
+def _place(layer: int, direction: int, cell: Cell) -> Place:
+    where = f"CellStack layer {layer} {type(cell).__name__}{' reverse' if direction else ''}"
+    return Place(layer, direction, where, f"{'backward_cells' if direction else 'cells'}.{layer}.{{}}")
 
 
 def _check_cells(cells: Sequence[Any], backward: Sequence[Any] | None) -> None:

@@ -10,7 +10,7 @@ Source: Gruslys et al. 2016, "Memory-efficient backpropagation through time"; Ch
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,15 @@ from throughtime.recurrence.placement import (
 from throughtime.recurrence.segments import Pieces, Snapshot, Span
 
 Gradients = list[Tensor | None]
+
+
+def engine_run(
+    engine: str, checkpoint: str | int | MemoryBudget | None, *, who: str
+) -> Callable[[Recurrence], Unfolded]:
+    """What computes a recurrence on the engine of that name, checkpointed where `checkpoint` is not None."""
+    if checkpoint is None:
+        return lambda call: kernels.run(call, engine)
+    return lambda call: run_checkpointed(call, engine, checkpoint, who=who)
 
 
 def run_checkpointed(call: Recurrence, engine: str, checkpoint: str | int | MemoryBudget, *, who: str) -> Unfolded:

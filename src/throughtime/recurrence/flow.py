@@ -23,6 +23,7 @@ from torch import Tensor
 
 from throughtime.errors import ShapeError, UsageError
 from throughtime.recurrence.jacobians import Link, links, rescale, singular_values
+from throughtime.recurrence.lengths import inside
 
 LossOfOutputs = Callable[[Tensor], Tensor]
 
@@ -333,13 +334,10 @@ def saturation(link: Link) -> dict[str, Saturation]:
         values[_CANDIDATES[family]] = (getattr(link.gates, _CANDIDATES[family]), -OPEN)
     elif family == "rnn" and getattr(link.call.cell, "nonlinearity", None) == "tanh":
         values["h"] = (link.states[0], -OPEN)
-    steps, batch, _ = link.call.inputs.shape
-    inside = torch.ones(steps, batch, 1, dtype=torch.bool, device=link.projected.device)
-    if link.call.lengths is not None:
-        inside = (torch.arange(steps, device=inside.device)[:, None] < link.call.lengths)[..., None]
-    total = inside.sum().clamp(min=1)
+    present = inside(link.call.lengths, link.call.inputs)[..., None]  # (T, B, 1)
+    total = present.sum().clamp(min=1)
 
     def share(condition: Tensor) -> Tensor:
-        return (condition & inside).sum((0, 1)) / total  # (H,)
+        return (condition & present).sum((0, 1)) / total  # (H,)
 
     return {name: Saturation(share(value < low), share(value > OPEN)) for name, (value, low) in values.items()}

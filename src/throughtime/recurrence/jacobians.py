@@ -12,7 +12,7 @@ singular values: subspace iteration from random vectors, Halko, Martinsson & Tro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +21,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from throughtime import kernels
-from throughtime.cells import Cell
 from throughtime.errors import UsageError
-from throughtime.kernels import Recurrence
-from throughtime.recurrence.lengths import checked_lengths, checked_resets
+from throughtime.kernels import Recurrence, Unfolded
+from throughtime.recurrence.lengths import inside
+from throughtime.recurrence.walk import Place, check_layer, walk
 
 Fields = tuple[Tensor, ...]
 
@@ -135,8 +135,8 @@ class Link:
         begun = torch.zeros(steps, batch, dtype=torch.int64, device=at.device)
         if self.call.resets is not None:
             begun = self.call.resets.long().cumsum(0)
-        inside = ((at >= lag)[..., None]) & (begun[at] == begun[(at - lag).clamp(min=0)])
-        return inside if self.call.lengths is None else inside & (at[..., None] < self.call.lengths)
+        same = ((at >= lag)[..., None]) & (begun[at] == begun[(at - lag).clamp(min=0)])
+        return same if self.call.lengths is None else same & (at[..., None] < self.call.lengths)
 
 
 def rows(field: Tensor) -> Tensor:
@@ -149,42 +149,59 @@ def like(at: Tensor, field: Tensor) -> Tensor:
     return field.reshape(*at.shape, -1, field.shape[-1])
 
 
-def links(layer: Any, inputs: Any, state: Any = None, *, lengths: Any = None, resets: Any = None) -> list[Link]:
+def links(
+    layer: Any, inputs: Any, state: Any = None, *, lengths: Any = None, resets: Any = None, who: str = "flow"
+) -> list[Link]:
     """Run a layer, and keep what the Jacobians of its steps are made of: a link for each layer, the bottom one first.
 
-    `layer` is a `tt.Cell` (inputs are then (T, B, I)) or a layer of `tt.nn` in evaluation mode.
+    `layer` is a `tt.Cell` (inputs are then (T, B, I)) or a layer of `tt.nn`.
 
     Raises:
-        UsageError: neither, or one that reads sequences from their end too.
+        UsageError: neither, one that reads sequences from their end too, or one that drops what goes from one of its
+            layers to the next.
         ShapeError: inputs, state, lengths or resets that do not fit.
     """
-    if not hasattr(layer, "recurrences"):
-        raise UsageError(f"flow: expected a tt.nn layer or a tt.Cell, got {type(layer).__name__}; "
-                         "tt.nn.replace_torch_layers(module) makes tt.nn layers of torch's")  # fmt: skip
-    if isinstance(layer, Cell):
-        lengths = checked_lengths(lengths, inputs, who=type(layer).__name__)
-        resets = checked_resets(resets, inputs, who=type(layer).__name__, lengths=lengths)
-    with torch.no_grad():
-        named = list(layer.recurrences(inputs, state, lengths=lengths, resets=resets))
-        if any(call.reverse for _, call in named):
+    check_layer(layer, who=who)
+    if getattr(layer, "bidirectional", False):
+        raise UsageError(
+            f"{who}: a lag goes one way in time, {type(layer).__name__} is bidirectional; "
+            "measure a layer of one direction"
+        )
+    for name in ("dropout", "variational_dropout"):
+        if layer.training and getattr(layer, name, 0) and layer.num_layers > 1:
             raise UsageError(
-                f"flow: a lag goes one way in time, {type(layer).__name__} is bidirectional; "
-                "measure a layer of one direction"
+                f"{who}: {type(layer).__name__} draws {name} between its layers while training; "
+                f"call layer.eval() before, or set {name}=0"
             )
-        return list(_run(named, layer.engine, residual=getattr(layer, "residual", False)))
+    chain: list[Link] = []
+
+    def run(call: Recurrence, place: Place) -> Unfolded:
+        with torch.no_grad():
+            call = _recorded(call)
+            found = kernels.run(call, layer.engine)
+            chain.append(_link(place.where, call, found))
+        return found
+
+    # Weights that are made of other parameters are to stay functions of these.
+    walk(layer, run, inputs, state, lengths=lengths, resets=resets, who=who)
+    return chain
 
 
-def _run(named: Sequence[tuple[str, Recurrence]], engine: str, *, residual: bool) -> Iterator[Link]:
-    x = named[0][1].inputs
-    for index, (where, given) in enumerate(named):
-        call = replace(given, inputs=x.detach(), record=True)
-        found = kernels.run(call, engine)
-        before = []
-        for first, field in zip(call.state, found.states, strict=True):
-            earlier = torch.cat([first[None].to(field.dtype), field[:-1]])  # (T, B, size)
-            before.append(earlier if call.resets is None else earlier.masked_fill(call.resets[..., None], 0))
-        yield Link(where, call, call.cell.project_inputs(call.inputs), tuple(before), found.states, found.gates)
-        x = found.outputs + x if residual and index > 0 else found.outputs
+def _recorded(call: Recurrence) -> Recurrence:
+    """The call, its inputs constants, with every state and gate."""
+    inputs = call.inputs.detach()
+    if call.lengths is not None:
+        # What stands in the padding must not matter, not even through 0 · nan.
+        inputs = torch.where(inside(call.lengths, inputs)[..., None], inputs, 0)
+    return replace(call, inputs=inputs, record=True)
+
+
+def _link(where: str, call: Recurrence, found: Unfolded) -> Link:
+    before = []
+    for first, field in zip(call.state, found.states, strict=True):
+        earlier = torch.cat([first[None].to(field.dtype), field[:-1]])  # (T, B, size)
+        before.append(earlier if call.resets is None else earlier.masked_fill(call.resets[..., None], 0))
+    return Link(where, call, call.cell.project_inputs(call.inputs), tuple(before), found.states, found.gates)
 
 
 def rescale(fields: Sequence[Tensor], axes: tuple[int, ...], log_scale: Tensor) -> tuple[Fields, Tensor]:

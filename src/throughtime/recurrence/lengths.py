@@ -57,4 +57,11 @@ def checked_resets(resets: Tensor | None, inputs: Tensor, *, who: str, lengths: 
     resets = resets.to(inputs.device)
     if lengths is None:
         return resets
-    return resets & (torch.arange(len(inputs), device=inputs.device)[:, None] < lengths)  # (T, B)
+    return resets & inside(lengths, inputs)  # (T, B)
+
+
+def inside(lengths: Tensor | None, inputs: Tensor) -> Tensor:
+    """Whether step t is one of sequence b, (T, B); all are, where there are no lengths. Inputs are (T, B, ...)."""
+    steps, batch = inputs.shape[:2]
+    t = torch.arange(steps, device=inputs.device)[:, None]  # (T, 1)
+    return (t < steps).expand(steps, batch) if lengths is None else t < lengths

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from throughtime.errors import ShapeError
 from throughtime.recurrence.jacobians import Fields, Link, links
+from throughtime.recurrence.lengths import inside
 
 
 def information_flow(
@@ -58,7 +59,7 @@ def information_flow(
         UsageError: a layer of another kind.
         ShapeError: tensors that do not fit.
     """
-    chain = links(layer, inputs, state, lengths=lengths, resets=resets)
+    chain = links(layer, inputs, state, lengths=lengths, resets=resets, who="information_flow")
     expected = chain[-1].states[0].shape
     if d_outputs.shape != expected:
         raise ShapeError(f"information_flow: d_outputs must be (T, B, H) = {tuple(expected)}, "
@@ -74,10 +75,11 @@ def hidden_gradients(
     """∇_h(t) L of every layer, each (T, B, H), given what L has of the outputs at each step directly."""
     adjoints: list[Fields] = [tuple(torch.zeros_like(field[0]) for field in link.before) for link in chain]
     found = [torch.zeros_like(link.states[0]) for link in chain]
-    inside = _inside(chain[-1])
+    call = chain[-1].call
+    counts = inside(call.lengths, call.inputs)[..., None]  # (T, B, 1)
     for t in reversed(range(len(d_outputs))):
         at = torch.tensor(t, device=d_outputs.device)
-        above = d_outputs[t].to(found[-1].dtype) * inside[t, :, None]  # (B, H)
+        above = d_outputs[t].to(found[-1].dtype) * counts[t]  # (B, H)
         for number in reversed(range(len(chain))):
             h, *others = adjoints[number]
             found[number][t] = h + above
@@ -85,13 +87,6 @@ def hidden_gradients(
             if number:
                 above = d_x + above if residual else d_x
     return tuple(found)
-
-
-def _inside(link: Link) -> Tensor:
-    """Whether step t is one of sequence b, (T, B)."""
-    steps, batch, _ = link.call.inputs.shape
-    t = torch.arange(steps, device=link.projected.device)[:, None]
-    return (t < steps).expand(steps, batch) if link.call.lengths is None else t < link.call.lengths
 
 
 def penalty(link: Link, gradients: Float[Tensor, "T B H"]) -> Float[Tensor, " B"]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from jaxtyping import Bool, Float, Int
@@ -12,9 +10,9 @@ from torch import Tensor
 
 from throughtime import kernels
 from throughtime.cells import Cell
-from throughtime.recurrence.checkpointing import run_checkpointed
-from throughtime.recurrence.lengths import checked_lengths, checked_resets
+from throughtime.recurrence.checkpointing import engine_run
 from throughtime.recurrence.placement import MemoryBudget
+from throughtime.recurrence.walk import recurrence_of
 
 
 def unfold(
@@ -57,11 +55,6 @@ def unfold(
     Source: Goodfellow, Bengio & Courville 2016, section 10.1, eqs. 10.4-10.7; Gruslys et al. 2016 for budgets.
     """
     who = type(cell).__name__
-    call = cell.recurrence(inputs, state)
-    lengths = checked_lengths(lengths, inputs, who=who)
-    resets = checked_resets(resets, inputs, who=who, lengths=lengths)
-    call = replace(call, lengths=lengths, resets=resets, reverse=reverse)
-    kernels.check_engine_name(engine, who=who)
-    run = kernels.run if checkpoint is None else partial(run_checkpointed, checkpoint=checkpoint, who=who)
-    unfolded = run(call, engine)
+    call = recurrence_of(cell, inputs, state, lengths=lengths, resets=resets, reverse=reverse)
+    unfolded = engine_run(kernels.check_engine_name(engine, who=who), checkpoint, who=who)(call)
     return unfolded.outputs, unfolded.final_state

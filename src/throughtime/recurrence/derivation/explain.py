@@ -14,7 +14,7 @@ from throughtime.kernels import Recurrence
 from throughtime.recurrence.derivation import lstm, rnn
 from throughtime.recurrence.derivation.problem import Problem
 from throughtime.recurrence.derivation.result import Derivation
-from throughtime.recurrence.lengths import checked_lengths
+from throughtime.recurrence.lengths import checked_lengths, inside
 
 
 def explain(
@@ -55,8 +55,7 @@ def explain(
     derive = _derivation_of(call, who=type(cell).__name__)
     x = call.inputs
     lengths = checked_lengths(lengths, x, who="explain")
-    ends = torch.full(x.shape[1:2], len(x), device=x.device) if lengths is None else lengths
-    running = torch.arange(len(x), device=x.device)[:, None] < ends  # (T, B)
+    running = inside(lengths, x)  # (T, B)
     V, c = _output_weights(readout, hidden_size=call.state.h.shape[-1])
     y = _inside_targets(targets, running, classes=len(V))
     # What stands in the padding must not matter, not even through 0 · nan.

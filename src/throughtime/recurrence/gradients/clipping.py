@@ -65,7 +65,7 @@ def clip_by_sequence(
     if not max_norm > 0:
         raise UsageError(f"{_WHO}: max_norm must be positive, got {max_norm}")
     parts = _Parts(parameters, Reduction(parameters, "full", "sequences", max_bytes=max_bytes, who=_WHO))
-    loss = SequenceWalk(layer, parts, who=_WHO).walk(inputs, targets_or_loss, state, lengths)
+    loss = SequenceWalk(layer, parameters, parts, who=_WHO).walk(inputs, targets_or_loss, state, lengths)
     norms = parts.norms()
     weights = torch.where(norms > max_norm, max_norm / norms, 1)
     return ClippedGradients(loss, norms, parts.weighted_sums(weights))

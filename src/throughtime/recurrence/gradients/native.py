@@ -9,6 +9,7 @@ from torch import Tensor
 from throughtime.kernels.native.arguments import Arguments
 from throughtime.kernels.native.autograd import BackwardPass
 from throughtime.recurrence.gradients.factors import Factors, Product
+from throughtime.recurrence.lengths import inside
 
 
 def factors_of(found: BackwardPass) -> dict[str, Factors]:
@@ -49,8 +50,7 @@ def _seen_inputs(arguments: Arguments) -> Float[Tensor, "T B I"]:
     """x(t), zero behind a sequence's length, where nothing may come through, not even 0 · nan."""
     if arguments.lengths is None:
         return arguments.inputs
-    steps = torch.arange(arguments.inputs.shape[0], device=arguments.inputs.device)
-    return torch.where((steps[:, None] < arguments.lengths)[..., None], arguments.inputs, 0)
+    return torch.where(inside(arguments.lengths, arguments.inputs)[..., None], arguments.inputs, 0)
 
 
 def _before(states: Float[Tensor, "T B P"], first: Float[Tensor, "B P"], arguments: Arguments) -> Tensor:

@@ -15,8 +15,9 @@ from throughtime.kernels.native.autograd import BackwardPass
 from throughtime.recurrence.gradients.copies import copied_sequences
 from throughtime.recurrence.gradients.native import factors_of
 from throughtime.recurrence.gradients.reduction import Reduce, Reduction
-from throughtime.recurrence.gradients.unrolling import Loss, Place, learnt_parameters
+from throughtime.recurrence.gradients.unrolling import Loss, learnt_parameters
 from throughtime.recurrence.gradients.walking import Walk
+from throughtime.recurrence.walk import Place
 
 _WHO = "sequence_gradients"
 
@@ -79,7 +80,7 @@ def sequence_gradients(
     """
     parameters = learnt_parameters(layer, who=_WHO)
     reduction = Reduction(parameters, reduce, "sequences", max_bytes=max_bytes, who=_WHO)
-    walk = SequenceWalk(layer, reduction, who=_WHO)
+    walk = SequenceWalk(layer, parameters, reduction, who=_WHO)
     loss = walk.walk(inputs, targets_or_loss, state, lengths)
     return SequenceGradients(loss, reduction.found, tuple(walk.engines))
 
@@ -95,10 +96,10 @@ class SequenceWalk(Walk):
 
     def _take(self, found: BackwardPass, place: Place) -> None:
         for name, factors in factors_of(found).items():
-            self._gather.take_factors(self._name(name, place), factors.transposed())
+            self._gather.take_factors(place.parameter(name), factors.transposed())
 
     def _run_copied(self, call: Recurrence, place: Place) -> Unfolded:
         def take(b: int, name: str, gradient: Tensor) -> None:
-            self._gather.take(b, self._name(name, place), gradient)
+            self._gather.take(b, place.parameter(name), gradient)
 
         return copied_sequences(call, take)

@@ -15,8 +15,9 @@ from throughtime.kernels.native.autograd import BackwardPass
 from throughtime.recurrence.gradients.copies import copied_steps
 from throughtime.recurrence.gradients.native import factors_of
 from throughtime.recurrence.gradients.reduction import Reduce, Reduction
-from throughtime.recurrence.gradients.unrolling import Loss, Place, learnt_parameters
-from throughtime.recurrence.gradients.walking import Gather, Walk
+from throughtime.recurrence.gradients.unrolling import Loss, learnt_parameters
+from throughtime.recurrence.gradients.walking import Walk
+from throughtime.recurrence.walk import Place
 
 _WHO = "step_gradients"
 
@@ -100,7 +101,7 @@ def step_gradients(
     """
     parameters = learnt_parameters(layer, who=_WHO)
     reduction = Reduction(parameters, reduce, "steps", max_bytes=max_bytes, who=_WHO)
-    walk = _StepWalk(layer, reduction, who=_WHO)
+    walk = _StepWalk(layer, parameters, reduction, who=_WHO)
     loss = walk.walk(inputs, targets_or_loss, state, lengths)
     return StepGradients(loss, reduction.found, walk.states(), tuple(walk.engines))
 
@@ -108,45 +109,39 @@ def step_gradients(
 class _StepWalk(Walk):
     axis = 0
 
-    def __init__(self, layer: torch.nn.Module, gather: Gather, *, who: str) -> None:
-        super().__init__(layer, gather, who=who)
-        self._steps = 0
-        self._initial: list[list[Any]] = []  # the states before the first step, [layer][direction]
+    def __init__(self, *arguments: Any, who: str) -> None:
+        super().__init__(*arguments, who=who)
+        self._initial: dict[Place, tuple[int, Any]] = {}  # the number of steps, and the state before the first
         self._found: dict[Place, list[Tensor]] = {}  # for each field of the state (T, B, size)
 
     def states(self) -> tuple[tuple[Any, ...], ...]:
         """dL/ds(t) for each field s of the state, of each [layer][direction]; zero where nothing came back."""
-
-        def found(place: Place, state: Any) -> Any:
-            return type(state)(*self._found.get(place) or self._zeros(state))
-
-        return tuple(
-            tuple(found(Place(layer, direction), state) for direction, state in enumerate(directions))
-            for layer, directions in enumerate(self._initial)
-        )
-
-    def _zeros(self, state: Any) -> list[Tensor]:
-        return [field.new_zeros(self._steps, *field.shape) for field in state]
+        by_layer: dict[int, list[Any]] = {}
+        for place, (steps, state) in self._initial.items():
+            found = self._found.get(place) or _zeros(steps, state)
+            by_layer.setdefault(place.layer, []).append(type(state)(*found))
+        return tuple(tuple(directions) for directions in by_layer.values())
 
     def _run(self, call: Recurrence, place: Place) -> Unfolded:
-        if place.direction == 0:
-            self._initial.append([])
-        self._initial[-1].append(call.state)
-        self._steps = call.inputs.shape[0]
+        self._initial[place] = call.inputs.shape[0], call.state
         return super()._run(call, place)
 
     def _take(self, found: BackwardPass, place: Place) -> None:
         self._found[place] = [field for field in found.deltas[1:] if field is not None]
         for name, factors in factors_of(found).items():
-            self._gather.take_factors(self._name(name, place), factors)
+            self._gather.take_factors(place.parameter(name), factors)
 
     def _run_copied(self, call: Recurrence, place: Place) -> Unfolded:
-        states = self._found[place] = self._zeros(call.state)
+        states = self._found[place] = _zeros(call.inputs.shape[0], call.state)
 
         def take(t: int, name: str, gradient: Tensor) -> None:
-            self._gather.take(t, self._name(name, place), gradient)
+            self._gather.take(t, place.parameter(name), gradient)
 
         def take_state(t: int, field: int, gradient: Tensor) -> None:
             states[field][t] = gradient
 
         return copied_steps(call, take, take_state)
+
+
+def _zeros(steps: int, state: Any) -> list[Tensor]:
+    return [field.new_zeros(steps, *field.shape) for field in state]

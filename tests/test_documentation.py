@@ -52,6 +52,11 @@ def test_some_docstrings_have_examples() -> None:
     assert {"throughtime.cells.cell", "throughtime.nn.layers", "throughtime.models.language"} <= set(MODULES)
 
 
+def test_the_index_leads_to_every_page() -> None:
+    listed = set(re.findall(r"\]\(([^)#]+\.md)\)", (ROOT / "docs" / "index.md").read_text("utf-8")))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= listed
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda path: path.stem)
 def test_an_example_configuration_is_valid(path: Path) -> None:
     config = validate(LanguageConfiguration, read_toml(path), where=str(path))

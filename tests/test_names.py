@@ -36,8 +36,20 @@ NAMES = [
     "models.LanguageModel.sample",
     "bptt.flow",
     "bptt.information_flow",
+    "bptt.clip_by_sequence",
+    "bptt.sequence_gradients",
+    "bptt.step_gradients",
+    "decoding.BernoulliHalt",
+    "decoding.EndSymbol",
+    "decoding.PredictedLength",
+    "decoding.beam_search",
+    "decoding.given",
     "decoding.greedy",
+    "decoding.length_error",
+    "inspection.draw_flow",
+    "inspection.edge_gradients",
     "inspection.influence",
+    "inspection.unfolded_graph",
     "models.ConditionalRecurrent",
     "models.ContextToSequence",
     "models.EchoStateNetwork",
@@ -67,7 +79,7 @@ def test_a_public_name_exists_and_says_what_it_is(name: str) -> None:
     assert inspect.getdoc(thing)
 
 
-@pytest.mark.parametrize("module", ["cells", "decoding", "kernels", "layers", "models", "nn", "recurrence"])
+@pytest.mark.parametrize("module", ["bptt", "cells", "decoding", "inspection", "kernels", "layers", "models", "nn", "recurrence", "tasks", "universal"])
 def test_what_a_floor_hands_on_exists(module: str) -> None:
     floor = importlib.import_module(f"throughtime.{module}")
     assert list(floor.__all__) == sorted(set(floor.__all__), key=floor.__all__.index)

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from throughtime.models.conditional_recurrent import ConditionalRecurrent, ConditionalRecurrentConfig
+from throughtime.models.decoupled import tanh_and_readout
 from throughtime.models.feedback import Prepared, Run
-from throughtime.nn import RecurrentLayer
-
-# Numbers of one part of the hidden units: 2 MiB in float32.
-_CACHED = 2**19
+from throughtime.nn import RNN, RecurrentLayer
 
 
 class OutputRecurrent(ConditionalRecurrent):
@@ -69,12 +67,19 @@ class OutputRecurrent(ConditionalRecurrent):
     def _forced(self, x: Tensor, sequences: Prepared) -> Run:
         """All steps of all sequences at once: with y(t-1) known, none waits for another."""
         flat = x.flatten(0, 1)  # (T · B, X)
-        # On a CPU, in parts whose hidden units stay in the cache until the readout has seen them.
-        rows = max(1, _CACHED // self.config.hidden_size) if x.device.type == "cpu" else max(1, len(flat))
-        hidden, outputs = [], []
-        for part in flat.split(rows):
+        if self._is_plain():
+            weights = self.recurrent.step_equations()[0].weights  # type: ignore[attr-defined]
+            bias = weights.bias_ih + weights.bias_hh
+            o, h = tanh_and_readout(flat, weights.weight_ih, bias, self.readout.weight_ho, self.readout.bias_ho)
+        else:
             # A built-in cell adds its zeros to all rows, however many there are; a cell of one's own may not.
-            h = self._from_rest(part, 1 if isinstance(self.recurrent, RecurrentLayer) else len(part))
-            hidden.append(h)
-            outputs.append(self.readout(self.dropout(h)))
-        return Run(*(torch.cat(parts).unflatten(0, x.shape[:2]) for parts in (outputs, hidden)))
+            h = self._from_rest(flat, 1 if isinstance(self.recurrent, RecurrentLayer) else len(flat))
+            o = self.readout(self.dropout(h))
+        return Run(o.reshape(*x.shape[:2], o.shape[-1]), h.reshape(*x.shape[:2], h.shape[-1]))
+
+    def _is_plain(self) -> bool:
+        """Whether the network is one layer of tanh units and a readout, nothing dropped between them."""
+        dropped = self.training and self.config.dropout > 0
+        autocast = torch.is_autocast_enabled(self.readout.bias_ho.device.type)
+        return isinstance(self.recurrent, RNN) and self.recurrent.nonlinearity == "tanh" \
+            and self.recurrent.num_layers == 1 and not dropped and not autocast  # fmt: skip

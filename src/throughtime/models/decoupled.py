@@ -49,6 +49,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_o: Tensor | None, d_h: Tensor | None) -> tuple[Tensor | None, ...]:
         x, U, b, V, c, h = ctx.saved_tensors
+        if d_o is None and d_h is None:
+            return (None,) * 5
         if torch.is_grad_enabled():
             inputs = [x, U, b, V, c]
             wanted = [tensor for tensor in inputs if tensor.requires_grad]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from throughtime.kernels.modes import EagerMode
 from throughtime.recurrence.placement import Footprint
 
 # Steps of the shorter and the longer run whose difference is what a step takes.
@@ -18,7 +18,7 @@ _STEPS = (4, 8)
 _BYTES_OF_AN_OPERATION = 1024
 
 
-class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LiveTensors(EagerMode):
     """Counts the bytes of the tensors that operations within it make, as long as these are alive.
 
     `peak` is the most at a time. What was there before, and views of it, count nothing. `operations` is their number.
@@ -28,11 +28,6 @@ class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.operations = 0
         self._seen: set[int] = set()
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here: torch would import its compiler, for two seconds, to say so."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute as ever, and count what is new."""

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
+
+from throughtime.kernels.modes import EagerMode
 
 # Rows of the example. Two, so that what is one row's alone can be told from what is not.
 ROWS = 2
@@ -168,7 +169,7 @@ def _preserved(cell: torch.nn.Module) -> Iterator[None]:
         raise Untraceable(f"step() changes the cell's attribute {changed}")
 
 
-class _Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Listener(EagerMode):
     """Notes which operations are called on what, and no more."""
 
     def __init__(self, named: dict[int, str], examples: list[Tensor]) -> None:
@@ -203,7 +204,7 @@ class _Listener(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(EagerMode):
     def __init__(self, named: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []

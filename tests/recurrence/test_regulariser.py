@@ -207,6 +207,47 @@ def test_states_are_carried_and_random_numbers_left_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def test_weights_that_are_made_of_others_are_learnt() -> None:
+    layer = make("layers")
+    plain = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
+    torch.nn.utils.parametrizations.weight_norm(layer, "weight_hh_l1")
+    inputs, d_outputs = torch.randn(T, B, INPUT, dtype=torch.float64), torch.randn(T, B, H, dtype=torch.float64)
+    information_flow(layer, inputs, d_outputs).sum().backward()
+    usual = make("layers")
+    usual.load_state_dict(plain)
+    information_flow(usual, inputs, d_outputs).sum().backward()
+    # Each row of W is g v / ||v||.
+    rows = torch.nn.functional.normalize(plain["weight_hh_l1"], dim=1)
+    expected = (usual.weight_hh_l1.grad * rows).sum(1, keepdim=True)
+    torch.testing.assert_close(layer.parametrizations.weight_hh_l1.original0.grad, expected)
+    torch.testing.assert_close(layer.weight_hh_l0.grad, usual.weight_hh_l0.grad)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_stands_in_the_padding_does_not_matter(kind: str) -> None:
+    inputs, d_outputs = torch.randn(T, B, INPUT, dtype=torch.float64), torch.randn(T, B, H, dtype=torch.float64)
+    found = []
+    for padding in (0.0, torch.nan):
+        layer = make(kind)
+        inputs[4:, 1], inputs[:, 2] = padding, padding
+        omega = information_flow(layer, inputs, d_outputs, lengths=[T, 4, 0])
+        omega.sum().backward()
+        grads = [p.grad for p in layer.parameters() if p.grad is not None]
+        found.append([omega.detach(), *grads])
+    assert all(torch.equal(zero, nan) for zero, nan in zip(*found, strict=True))
+    assert found[0][0].bool().tolist() == [True, True, False]
+
+
+def test_masks_between_the_layers_are_said() -> None:
+    inputs, d_outputs = torch.randn(T, B, INPUT), torch.randn(T, B, H)
+    for name in ("dropout", "variational_dropout"):
+        layer = tt.nn.GRU(INPUT, H, 2, **{name: 0.5})
+        match = f"information_flow: GRU draws {name} between its layers while training; call layer.eval"
+        with pytest.raises(UsageError, match=match):
+            information_flow(layer, inputs, d_outputs)
+        assert information_flow(layer.eval(), inputs, d_outputs).isfinite().all()
+
+
 def test_what_does_not_fit_is_said() -> None:
     cell = make("gru")
     inputs = torch.randn(T, B, INPUT, dtype=torch.float64)

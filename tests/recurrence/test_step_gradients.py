@@ -275,6 +275,49 @@ def test_a_cell_of_ones_own(lengths: list[int] | None) -> None:
     assert found.states[0][0].slow.shape == (4, 3, 5)
 
 
+class SwitchedCell(DoubleCell):
+    """Its slow field moves where x is positive, and is handed on as it is elsewhere."""
+
+    def project_inputs(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def step(self, projected: Tensor, state: Any) -> DoubleState:
+        slow = self.gain * state.h if projected[0, 0] > 0 else state.slow
+        return DoubleState(torch.tanh(self.U(projected) + self.W(state.h) * state.slow), slow)
+
+
+def test_a_field_that_is_handed_on_as_it_is_has_a_gradient_at_each_step() -> None:
+    torch.manual_seed(0)
+    cell, x = SwitchedCell(3, 5), drawn(4, 2, 3)
+    x[:, 0, 0] = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    found = tt.bptt.step_gradients(cell, x, loss_of)
+    state = cell.initial_state(2, dtype=torch.float64)
+    for t in range(4):
+        state = cell(x[t], state)
+        if t >= 1:
+            h, slow = (field.detach().requires_grad_() for field in state)
+            outputs, final = tt.unfold(cell, x[t + 1 :], (h, slow))
+            before = tt.unfold(cell, x[:t])[0].detach()
+            loss = loss_of(torch.cat([before, h[None], outputs]), final)
+            expected = torch.autograd.grad(loss, slow, allow_unused=True, materialize_grads=True)[0]
+            torch.testing.assert_close(found.states[0][0].slow[t], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("lengths", [None, [4, 1, 0]])
+def test_cells_over_each_other(lengths: list[int] | None) -> None:
+    torch.manual_seed(0)
+    cells = [tt.nn.LSTMCell(3, 5, dtype=torch.float64), DoubleCell(10, 5)]
+    backward = [tt.nn.GRUCell(3, 5, dtype=torch.float64), tt.nn.RNNCell(10, 5, dtype=torch.float64)]
+    stack, x = tt.nn.CellStack(cells, backward=backward, residual=True), drawn(4, 3, 3)
+    found = tt.bptt.step_gradients(stack, x, lambda outputs: outputs.square().sum(), lengths=lengths)
+    for name, gradient in gradients(stack, stack(x, lengths=lengths)[0].square().sum()).items():
+        torch.testing.assert_close(found.parameters[name].sum(0), gradient, **CLOSE)
+    assert [[type(state).__name__ for state in layer] for layer in found.states] == [
+        ["LSTMState", "GRUState"],
+        ["DoubleState", "RNNState"],
+    ]
+
+
 def test_targets_are_a_squared_error_over_what_is_there() -> None:
     layer = layer_of("gru")
     x, targets, lengths = drawn(4, 2, 3), drawn(4, 2, 5, seed=8), [4, 2]
@@ -402,6 +445,33 @@ class TestErrors:
             UsageError, match="step_gradients: ParametrizedGRU makes its weights of other parameters; torch"
         ):
             tt.bptt.step_gradients(layer, drawn(4, 2, 3), lambda outputs: outputs.sum())
+
+    def test_weights_that_are_shared(self) -> None:
+        layer = layer_of("gru", num_layers=2)
+        layer.weight_hh_l1 = layer.weight_hh_l0
+        match = "step_gradients: GRU layer 1: weight_hh_l1 must be a parameter that is used here alone, got one that is"
+        with pytest.raises(UsageError, match=match):
+            tt.bptt.step_gradients(layer, drawn(4, 2, 3), lambda outputs: outputs.sum())
+        cell = DoubleCell(5, 5)
+        match = "step_gradients: CellStack layer 1 DoubleCell: cells.1.gain must be a parameter that is used here alone"
+        with pytest.raises(UsageError, match=match):
+            tt.bptt.step_gradients(tt.nn.CellStack([cell, cell]), drawn(4, 2, 5), lambda outputs: outputs.sum())
+
+    def test_a_first_state_that_is_learnt(self) -> None:
+        class Begun(DoubleCell):
+            def initial_state(self, batch_size: int, **options: Any) -> DoubleState:
+                h, slow = super().initial_state(batch_size, **options)
+                return DoubleState(h + self.gain.to(h.device), slow)
+
+        cell, x = Begun(3, 5), drawn(4, 2, 3)
+        match = "step_gradients: Begun begins with a state made of its parameters, which is of no step; give a state= "
+        with pytest.raises(UsageError, match=match):
+            tt.bptt.step_gradients(cell, x, lambda outputs: outputs.sum())
+        state = cell.initial_state(2, dtype=torch.float64)
+        found = tt.bptt.step_gradients(cell, x, lambda outputs: outputs.sum(), state=state)
+        constant = DoubleState(*(field.detach() for field in state))
+        expected = gradients(cell, tt.unfold(cell, x, constant)[0].sum())
+        torch.testing.assert_close(found.parameters["gain"].sum(0), expected["gain"], **CLOSE)
 
     def test_an_engine_by_name_that_cannot(self) -> None:
         layer = layer_of("gru layer norm", engine="native")

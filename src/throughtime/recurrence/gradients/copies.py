@@ -34,6 +34,8 @@ def copied_steps(
         running = None if call.lengths is None else call.lengths > t  # (B,)
         cell = with_copies(call.cell, partial(record, t))
         after = ReferenceEngine().run(replace(_step(call, t, running), cell=cell, state=state)).final_state
+        # A field that the step hands on as it was is another one of the same value now.
+        after = type(after)(*(f.view_as(f) if any(f is old for old in state) else f for f in after))
         # The very tensors that the step made: what h(t) has of c(t) is part of the gradient of c(t).
         for index, field in enumerate(after):
             if field.requires_grad:

@@ -62,7 +62,8 @@ def sequence_gradients(
     one's own, every row is run by itself in plain torch, which gives the same numbers and is slow.
 
     Args:
-        layer: `tt.nn.RNN`, `LSTM`, `GRU`, or any `tt.Cell`. Parameters that require no gradient are left out.
+        layer: `tt.nn.RNN`, `LSTM`, `GRU`, `CellStack`, or any `tt.Cell`. Parameters that require no gradient are left
+            out.
         inputs: as the layer takes them, but no `PackedSequence`; (T, B, I) for a cell.
         targets_or_loss: a function `loss(outputs)`, or `loss(outputs, final_state)` if it needs two arguments, that
             returns (B,), the loss of each sequence, or their sum; or targets of the outputs' shape, then
@@ -74,8 +75,8 @@ def sequence_gradients(
         max_bytes: the most that "full" may take.
 
     Raises:
-        UsageError: not a layer or cell; a loss of another shape, or of no gradient; an unknown `reduce`; more than
-            `max_bytes`.
+        UsageError: not a layer or cell; weights that are shared or made of others, or a first state made of them;
+            a loss of another shape, or of no gradient; an unknown `reduce`; more than `max_bytes`.
         ShapeError: inputs, state, lengths, targets or directions that do not fit.
     """
     parameters = learnt_parameters(layer, who=_WHO)

@@ -80,7 +80,8 @@ def step_gradients(
     which gives the same numbers and is slow.
 
     Args:
-        layer: `tt.nn.RNN`, `LSTM`, `GRU`, or any `tt.Cell`. Parameters that require no gradient are left out.
+        layer: `tt.nn.RNN`, `LSTM`, `GRU`, `CellStack`, or any `tt.Cell`. Parameters that require no gradient are left
+            out.
         inputs: as the layer takes them, but no `PackedSequence`; (T, B, I) for a cell.
         targets_or_loss: a function `loss(outputs)`, or `loss(outputs, final_state)` if it needs two arguments, that
             returns one number; or targets of the outputs' shape, then L = ½ Σ (outputs - targets)² over all outputs
@@ -93,8 +94,8 @@ def step_gradients(
         max_bytes: the most that "full" may take.
 
     Raises:
-        UsageError: not a layer or cell; a loss of more than one number, or of no gradient; an unknown `reduce`; more
-            than `max_bytes`.
+        UsageError: not a layer or cell; weights that are shared or made of others, or a first state made of them;
+            a loss of more than one number, or of no gradient; an unknown `reduce`; more than `max_bytes`.
         ShapeError: inputs, state, lengths, targets or directions that do not fit.
 
     Source: Goodfellow, Bengio & Courville 2016, section 10.2.2.

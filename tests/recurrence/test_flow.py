@@ -89,6 +89,16 @@ def targets_loss(outputs: Tensor) -> Tensor:
     return (outputs.sin() ** 2).sum(-1)
 
 
+def test_layers_of_half_precision_are_measured() -> None:
+    torch.manual_seed(0)
+    layer, inputs = tt.nn.LSTM(INPUT, H), torch.randn(T, B, INPUT).bfloat16().float()
+    state = {name: tensor.bfloat16() for name, tensor in layer.state_dict().items()}
+    layer.load_state_dict(state)
+    expected = tt.bptt.flow(layer, inputs, jacobians=1).layers[0].median_singular_values
+    found = tt.bptt.flow(layer.bfloat16(), inputs.bfloat16(), jacobians=1).layers[0].median_singular_values
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_norms_are_those_of_autograd(kind: str) -> None:
     layer = make(kind)

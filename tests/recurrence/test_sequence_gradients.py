@@ -163,6 +163,14 @@ def test_clipping_leaves_of_each_sequence_what_it_may_have(kind: str, engine: st
         torch.testing.assert_close(found.parameters[name], torch.tensordot(scales, gradient, 1), **CLOSE)
 
 
+def test_clipped_gradients_are_of_their_parameters_type() -> None:
+    layer = tt.nn.GRU(3, 5, dtype=torch.bfloat16)
+    found = tt.bptt.clip_by_sequence(layer, torch.randn(4, 2, 3, dtype=torch.bfloat16), lambda h: h.sum((0, 2)), 0.1)
+    for name, parameter in layer.named_parameters():
+        parameter.grad = found.parameters[name]  # torch takes no other
+    assert layer.weight_hh_l0.grad.any()
+
+
 def test_clipping_at_no_limit_is_the_gradient() -> None:
     layer, x = layer_of("lstm"), drawn(5, 3, 3)
     found = tt.bptt.clip_by_sequence(layer, x, lambda outputs: outputs[2].sum(), float("inf"))

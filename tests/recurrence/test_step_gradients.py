@@ -446,6 +446,13 @@ class TestErrors:
         ):
             tt.bptt.step_gradients(layer, drawn(4, 2, 3), lambda outputs: outputs.sum())
 
+    @pytest.mark.usefixtures("unchecked_shapes")
+    def test_inputs_that_are_no_tensor(self) -> None:
+        packed = torch.nn.utils.rnn.pack_padded_sequence(drawn(4, 2, 3), torch.tensor([4, 2]))
+        match = "step_gradients: inputs must be a padded tensor with lengths=, got PackedSequence"
+        with pytest.raises(UsageError, match=match):
+            tt.bptt.step_gradients(layer_of("gru"), packed, lambda outputs: outputs.sum())
+
     def test_weights_that_are_shared(self) -> None:
         layer = layer_of("gru", num_layers=2)
         layer.weight_hh_l1 = layer.weight_hh_l0

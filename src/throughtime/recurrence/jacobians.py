@@ -282,10 +282,10 @@ def _chosen(link: Link, block: str) -> tuple[int, ...]:
 
 
 def _orthonormal(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Q and R of (..., S, P)."""
-    q: Tensor
-    q, r = torch.linalg.qr(vectors)
-    return q, r
+    """Q, as precise as the vectors are, and R of (..., S, P)."""
+    # There is no QR decomposition in half precision.
+    q, r = torch.linalg.qr(vectors.to(torch.promote_types(vectors.dtype, torch.float32)))
+    return q.to(vectors.dtype), r
 
 
 class _Products:

@@ -103,13 +103,10 @@ class _Parts:
         return squares.sqrt()
 
     def weighted_sums(self, weights: Float[Tensor, " B"]) -> dict[str, Tensor]:
-        """Of each parameter; zero where the loss has nothing to do with it."""
-        found = {}
-        for name, parameter in self._parameters.items():
-            if name in self._factors:
-                found[name] = self._factors[name].weighted_sum(weights)
-            elif name in self._whole.found:
-                found[name] = torch.tensordot(weights, self._whole.found[name], 1)
-            else:
-                found[name] = torch.zeros_like(parameter)
+        """Of each parameter, in its type, as `.grad` has it; zero where the loss has nothing to do with it."""
+        found = {name: torch.zeros_like(parameter) for name, parameter in self._parameters.items()}
+        for name, gradients in self._whole.found.items():
+            found[name] = torch.tensordot(weights.to(gradients.dtype), gradients, 1)
+        for name, factors in self._factors.items():
+            found[name] = factors.weighted_sum(weights).to(self._parameters[name].dtype)
         return found

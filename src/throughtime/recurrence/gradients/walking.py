@@ -67,8 +67,10 @@ class Walk(ABC):
         """There and back again: the loss.
 
         Raises:
-            UsageError: the loss is not of a shape that is allowed.
+            UsageError: the inputs are no tensor, or the loss is not of a shape that is allowed.
         """
+        if not isinstance(inputs, Tensor):
+            raise UsageError(f"{self._who}: inputs must be a padded tensor with lengths=, got {type(inputs).__name__}")
         with torch.enable_grad():
             outputs, final_state = walk(
                 self._layer, self._run, detached(inputs), detached(state), lengths=lengths, who=self._who

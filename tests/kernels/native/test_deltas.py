@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import throughtime as tt
+from throughtime.errors import EngineError
 from throughtime.kernels import Recurrence
 from throughtime.kernels.native import arguments, library
 from throughtime.kernels.native.autograd import BackwardPass, run_differentiably
@@ -147,3 +148,26 @@ def test_the_last_slot_is_what_the_other_product_has(isa: str) -> None:
             torch.testing.assert_close(last.sum((0, 1)), weights.bias_hh.grad[2 * H :])
         else:
             torch.testing.assert_close(last[..., :5], found[0].deltas.h)
+
+
+@every_isa
+def test_compiled_code_that_is_older_says_so(isa: str) -> None:
+    module = library.load_isa(isa)
+
+    class Older:
+        __name__ = "_native_of_before"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(module, name)
+
+        def backward(self, cell: str, format_: str, sizes: Any, reverse: bool, tensors: Any, threads: int) -> None:
+            known = {name: place for name, place in tensors.items() if name not in ("d_sums", "d_states")}
+            module.backward(cell, format_, sizes, reverse, known, threads)
+
+    call = call_of("rnn", torch.float32, ragged=False, reverse=False)
+    with mock.patch.object(library, "load", return_value=Older()):
+        loss_of(run_differentiably(call)).backward()
+        with pytest.raises(
+            EngineError, match="native engine: _native_of_before is older than throughtime's Python code"
+        ):
+            loss_of(run_differentiably(call, lambda _: None)).backward()

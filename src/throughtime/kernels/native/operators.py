@@ -6,6 +6,7 @@ As operators, with shapes known ahead (fake tensors) and a registered derivative
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -119,7 +120,12 @@ def recurrence_deltas(
     gradients: tuple[Tensor | None, ...],
     wanted: list[bool],
 ) -> tuple[tuple[Tensor, ...], Deltas]:
-    """As `recurrence_backward`, and what it sums over time besides."""
+    """As `recurrence_backward`, and what it sums over time besides.
+
+    Raises:
+        EngineError: the compiled code is older than this, and does not hand it out.
+    """
+    _check_hands_out_deltas(library.load())
     new = Tensor.new_zeros if arguments.lengths is not None else _kept_memory
     deltas = Deltas(
         new(saved, *saved.shape),
@@ -129,6 +135,26 @@ def recurrence_deltas(
     named = {"d_sums": deltas.sums, "d_states": deltas.h, "d_cells_of_steps": deltas.c}
     places = {name: place for name, place in named.items() if place is not None}
     return _run_backward(arguments, (outputs, saved, cells), gradients, wanted, places), deltas
+
+
+@functools.cache
+def _check_hands_out_deltas(module: Any) -> None:
+    """See that the compiled code writes what it is given places for: it passes over names that it does not know.
+
+    Raises:
+        EngineError: it does not.
+    """
+    one = torch.ones(1, 1, 1, dtype=torch.float32, device="cpu")
+    arguments = Arguments("rnn_tanh", "float32", False, one, one[0], one[0], *(None,) * 4, one[0], *(None,) * 6)
+    deltas = {name: torch.full_like(one, torch.nan) for name in ("d_sums", "d_states")}
+    _call(
+        module.backward, arguments, arguments.contiguous() | {"outputs": one, "saved": one, "d_outputs": one} | deltas
+    )
+    if any(bool(delta.isnan()) for delta in deltas.values()):
+        raise EngineError(
+            f"native engine: {module.__name__} is older than throughtime's Python code and hands out no gradients by "
+            "step; build it again, or take engine='reference'"
+        )
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:

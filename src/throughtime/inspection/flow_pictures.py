@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from throughtime.errors import UsageError
+from throughtime.inspection.figures import write_figure
 from throughtime.recurrence.flow import Flow, LayerFlow
-from throughtime.storage import write_file
 
 FORMATS = (".png", ".svg", ".pdf")
 # Less than this of a gradient is as good as nothing; so much more of it is as good as infinity.
@@ -70,17 +69,13 @@ def draw_flow(flows: Mapping[str, Flow], path: str | Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context({"svg.hashsalt": "throughtime", "svg.fonttype": "path", "font.size": 9}):
+    with rc_context({"font.size": 9}):
         figure = Figure(figsize=(max(7.5, 2.9 * len(panels) + 0.9), 6.4), dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
         parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.15))
         _heat_maps(parts[0], panels)
         _curves(parts[1], panels)
-        picture = io.BytesIO()
-        kind = path.suffix.lower().removeprefix(".")
-        metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-        figure.savefig(picture, format=kind, metadata=metadata)
-    write_file(path, picture.getvalue())
+        write_figure(figure, path)
 
 
 def _panels(name: str, flow: Flow) -> list[_Panel]:

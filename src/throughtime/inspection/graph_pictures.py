@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from throughtime.errors import UsageError
+from throughtime.inspection.figures import write_figure
 from throughtime.inspection.unfolded_graph import COLUMN_WIDTH, ROW_HEIGHT, Edge, Graph, Node
-from throughtime.storage import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,15 +57,7 @@ def draw_unfolding(recurrent: Graph, unfolded: Graph, path: str | Path, *, gradi
         StorageError: the disk is full, read-only or gone.
     """
     path = check_picture(path)
-    figure = _figure(recurrent, unfolded, gradients)
-    picture = io.BytesIO()
-    # Without a date and random names, so that the same graph is the same file.
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "throughtime", "svg.fonttype": "path"}):
-        suffix = path.suffix.lower()[1:]
-        figure.savefig(picture, format=suffix, metadata={"Date": None} if suffix == "svg" else None)
-    write_file(path, picture.getvalue())
+    write_figure(_figure(recurrent, unfolded, gradients), path)
 
 
 def _figure(recurrent: Graph, unfolded: Graph, gradients: Gradients | None) -> Figure:

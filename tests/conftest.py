@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
 import jaxtyping
 import pytest
 from hypothesis import HealthCheck, settings
 
+_jaxtyped = jaxtyping.jaxtyped
+_made: set[CodeType] = set()
+
+
+def jaxtyped_once(*, typechecker: Any) -> Callable[[Any], Any]:
+    """`jaxtyping.jaxtyped`; of a function within a function, the first that is made is checked, and no other.
+
+    Such a function is made at every call of the one around it, and each time its check would be compiled: a
+    millisecond, more than most of them compute.
+    """
+
+    def decorate(function: Any) -> Any:
+        if "<locals>" in getattr(function, "__qualname__", "") and isinstance(function, FunctionType):
+            if function.__code__ in _made:
+                return function
+            _made.add(function.__code__)
+        return _jaxtyped(function, typechecker=typechecker)
+
+    return decorate
+
+
 # Shapes and types of the tensor floors are checked in every call of every test (not in programs that tests start).
+jaxtyping.jaxtyped = jaxtyped_once  # what the hook puts before every function
 jaxtyping.install_import_hook(
     [f"throughtime.{name}" for name in ("kernels", "cells", "recurrence", "layers", "nn")], "beartype.beartype"
 )

@@ -72,7 +72,7 @@ def test_the_run_of_a_design_is_measured_on_the_sequences_that_it_keeps(tmp_path
     torch.manual_seed(0)
     model = tt.models.HiddenRecurrent(input_size=2, output_size=3, hidden_size=6)
     data = Sequences(torch.randint(3, (9, 12)), torch.randn(9, 12, 2), lengths=torch.randint(5, 10, (12,)))
-    settings = {"max_steps": 2, "batch_size": 4, "device": "cpu", "precision": "fp32"}
+    settings = {"max_steps": 2, "device": "cpu", "precision": "fp32"}
     design.train(model, TensorSource(data, 4), data, tmp_path / "run", **settings)
     found = flow(tmp_path / "run", at=[3])
     few = data.select(torch.arange(8))

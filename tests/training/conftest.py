@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +55,59 @@ def make_trainer(tmp_path: Path) -> Callable[..., Trainer]:
         return Trainer(task(), config, run, distribution, RecordedProgress())
 
     return make
+
+
+class ToyRun:
+    """A toy_run.py in a process of its own."""
+
+    def __init__(self, ask: Callable[[Any], Any], folder: Path, arguments: list[str], environment: dict[str, str]):
+        self._ask = ask
+        self._out, self._err = folder / "out", folder / "err"
+        files = {"out": str(self._out), "err": str(self._err)}
+        self._process: int = ask({"arguments": arguments, "environment": environment, **files})
+        self.returncode: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self._process, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._ask(-self._process)
+        return self.returncode
+
+    def communicate(self) -> tuple[str, str]:
+        """Wait for its end; what it wrote."""
+        if self.returncode is None:
+            self.returncode = self._ask(self._process)
+        return self._out.read_text("utf-8"), self._err.read_text("utf-8")
+
+    def wait_for_training(self) -> None:
+        """Until the loop is about to begin."""
+        while not (self._out.exists() and self._out.read_text("utf-8").startswith("training\n")):
+            assert self.poll() is None, self.communicate()
+            time.sleep(0.005)
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., ToyRun]]:
+    """Start toy_run.py with those arguments, and more in its environment; without the seconds that imports take."""
+    command = [sys.executable, str(Path(__file__).parent / "toy_server.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+
+        def ask(order: Any) -> Any:
+            print(json.dumps(order), file=server.stdin, flush=True)
+            return json.loads(server.stdout.readline())  # type: ignore[union-attr]
+
+        def start(*arguments: object, environment: Mapping[str, str] | None = None) -> ToyRun:
+            given = [str(argument) for argument in arguments]
+            return ToyRun(ask, tmp_path_factory.mktemp("toy"), given, dict(environment or {}))
+
+        yield start
+        server.stdin.close()

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -39,8 +43,30 @@ def assert_close(here: Path, there: Path) -> None:
         torch.testing.assert_close(tensor, right[name], rtol=1e-4, atol=2e-6)
 
 
+class Ended(NamedTuple):
+    """What a run left."""
+
+    returncode: int
+    stderr: str
+
+
+def trained(toy_run: Callable[..., Any], processes: int, folder: Path, *arguments: str) -> Ended:
+    """What torchrun starts, without itself; the main process's end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **meeting} for rank in range(processes)]
+    environments = ranks if processes > 1 else [{}]
+    runs = [toy_run(folder, *KEYS, *arguments, environment=environment) for environment in environments]
+    errors = [run.communicate()[1] for run in runs]
+    ends = [Ended(run.returncode, error) for run, error in zip(runs, errors, strict=True)]
+    assert not any(end.stderr for end in ends[1:])  # one process talks
+    return ends[0]
+
+
 @pytest.mark.slow
-def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
+def test_two_processes_are_one_with_the_double_batch(tmp_path: Path, toy_run: Callable[..., Any]) -> None:
+    run = functools.partial(trained, toy_run)
     two = run(2, tmp_path / "two", "batch_size=2", "max_steps=30")
     assert two.returncode == 0, two.stderr
     one = run(1, tmp_path / "one", "batch_size=4", "max_steps=30")

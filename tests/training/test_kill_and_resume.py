@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import random
@@ -9,25 +10,28 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "toy_run.py"
 KILL_POINTS = Path(__file__).parent / "toy_kill_points.py"
 KEYS = ["max_epochs=80", "checkpoint_every=7", "log_every=3", "keep_checkpoints=1", "evaluate_every=25"]
 
 
-def start(run: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A training in a process of its own, whose loop is about to begin."""
-    process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(run), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "training\n"
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def start(toy_run: Start) -> Start:
+    """Start a training in a process of its own; its loop is about to begin."""
+    return functools.partial(begin, toy_run)
+
+
+def begin(toy_run: Start, *arguments: object) -> Any:
+    process = toy_run(*arguments)
+    process.wait_for_training()
     return process
 
 
@@ -44,16 +48,16 @@ def logged(run: Path) -> list[tuple[str, int, float]]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, toy_run: Start) -> Path:
     run = tmp_path_factory.mktemp("whole") / "run"
-    process = start(run, *KEYS)
-    _, err = process.communicate(timeout=120)
+    process = begin(toy_run, run, *KEYS)
+    _, err = process.communicate()
     assert process.returncode == 0, err
     return run
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments(uninterrupted: Path, tmp_path: Path) -> None:
+def test_killed_at_random_moments(start: Start, uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     moments = random.Random(20)
     kills = 0
@@ -61,12 +65,12 @@ def test_killed_at_random_moments(uninterrupted: Path, tmp_path: Path) -> None:
         process = start(run, *KEYS, *(["--resume"] if kills else []))
         time.sleep(moments.uniform(0.0, 0.5))
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate()
         kills += process.returncode == -signal.SIGKILL
         if process.returncode == 0:
             break
     process = start(run, *KEYS, "--resume")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate()
     assert process.returncode == 0, err
     assert kills >= 2
     assert final_digests(run) == final_digests(uninterrupted)
@@ -86,7 +90,7 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_second_training_leaves_the_first_alone_until_that_is_killed(tmp_path: Path) -> None:
+def test_a_second_training_leaves_the_first_alone_until_that_is_killed(start: Start, tmp_path: Path) -> None:
     run = tmp_path / "run"
     keys = ["max_steps=3", "log_every=1", "checkpoint_every=1"]
     first = start(run, "--slow", "60", *keys)
@@ -96,22 +100,22 @@ def test_a_second_training_leaves_the_first_alone_until_that_is_killed(tmp_path:
         (run / ".model.abc.partial").touch()  # of the first one, as it were
         before = everything_in(run)
         second = start(run, "--resume", *keys)
-        _, err = second.communicate(timeout=60)
+        _, err = second.communicate()
         assert second.returncode == 2
         assert err == f"error: run folder {run}: another training is at work in {run}; wait for it or stop it\n"
         assert everything_in(run) == before
     finally:
         first.kill()
-        first.communicate(timeout=60)
+        first.communicate()
     third = start(run, "--resume", *keys)
-    _, err = third.communicate(timeout=60)
+    _, err = third.communicate()
     assert third.returncode == 0, err
     assert not list(run.glob(".*"))
 
 
 @pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGINT, "Ctrl-C", 130), (signal.SIGTERM, "SIGTERM", 143)])
 def test_a_signal_saves_and_says_how_to_go_on(
-    number: signal.Signals, name: str, code: int, uninterrupted: Path, tmp_path: Path
+    start: Start, number: signal.Signals, name: str, code: int, uninterrupted: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     process = start(run, "--slow", "0.05", *KEYS)
@@ -120,13 +124,13 @@ def test_a_signal_saves_and_says_how_to_go_on(
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == code, err
     assert f"error: training: stopped by {name} at step " in err
     assert "go on with the same command and --resume" in err
     assert "Traceback" not in err
     assert (run / "model.safetensors").exists()
     process = start(run, "--resume", *KEYS)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 0, err
     assert final_digests(run) == final_digests(uninterrupted)

@@ -1,7 +1,8 @@
 """Kills a toy training before every single change of a file, resumes it, and compares the ends bit by bit.
 
-A fresh child process for each point dies (as by kill -9) when it is about to open a file for writing, rename, make
-or remove something in the run folder for the n-th time; another child resumes. Prints the number of points.
+One child process keeps a copy of the run folder whenever it is about to open a file for writing, rename, make or remove
+something in it: what a kill -9 at that moment leaves. From each copy another child resumes, and dies in the same way;
+then one resumes to the end. Prints the number of points.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ import accelerate  # noqa: F401 - imported once, before the forks
 import safetensors.torch  # noqa: F401
 import torch
 import torch._dynamo
-from toy_run import TOY
+from toy_run import TOY, void
 from toy_task import RecordedProgress, ToyTask
 
-from throughtime.training import distributed
+from throughtime.storage import write_file
+from throughtime.training import distributed, loop
 from throughtime.training.config import TrainingConfig
-from throughtime.training.curve import draw_curve
 from throughtime.training.loop import Trainer
 from throughtime.training.run_folder import RunFolder
 
@@ -47,28 +49,40 @@ def train(path: Path, *, resume: bool) -> None:
     Trainer(ToyTask(rows=2), config, RunFolder.open(path, "toy"), distribution, RecordedProgress()).fit(resume=resume)
 
 
-def die_at(point: int, folder: Path) -> None:
-    """Leave at once when the run folder is about to change for the `point`-th time."""
+def before_changes(folder: Path, act: Callable[[int], None]) -> None:
+    """Call `act` with 1, 2, ... whenever the run folder is about to change."""
     seen = 0
+    acting = False
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
+        nonlocal seen, acting
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if (writes or event in _CHANGES) and str(arguments[0]).startswith(str(folder)):
+        if not acting and (writes or event in _CHANGES) and str(arguments[0]).startswith(f"{folder}{os.sep}"):
             seen += 1
-            if seen == point:
-                os._exit(9)
+            acting = True
+            act(seen)
+            acting = False
 
     sys.addaudithook(hook)
 
 
-def in_child(path: Path, *, resume: bool, point: int = 0) -> int:
-    """The exit code of a forked training: 9 when it was killed."""
+def die_at(point: int) -> Callable[[int], None]:
+    """Leave at once when the run folder is about to change for the `point`-th time."""
+
+    def act(number: int) -> None:
+        if number == point:
+            os._exit(9)
+
+    return act
+
+
+def in_child(path: Path, *, resume: bool, act: Callable[[int], None] | None = None) -> int:
+    """The exit code of a forked training: 9 when it was killed. `act` is called before each change of the folder."""
     child = os.fork()
     if child == 0:
         try:
-            if point:
-                die_at(point, path)
+            if act is not None:
+                before_changes(path, act)
             train(path, resume=resume)
         except BaseException:
             import traceback
@@ -89,26 +103,22 @@ def ends(run: Path) -> list[str]:
 
 def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="kill-points-"))
-    draw_curve([{"kind": "train", "step": 1, "loss": 1.0}], folder / "warm.png")  # imports, before the forks
+    # A picture takes as long as all else together, and what matters here is that its file is written.
+    loop.draw_curve = lambda records, path: write_file(path, f"{len(records)} records")
     gc.freeze()
     try:
         whole = RunFolder.create(folder / "whole", "toy").path
-        assert in_child(whole, resume=False) == 0
+        assert in_child(whole, resume=False, act=lambda n: void(shutil.copytree(whole, folder / f"run-{n}"))) == 0
         expected = ends(whole)
-        point = 0
-        while True:
-            point += 1
-            run = RunFolder.create(folder / f"run-{point}", "toy").path
-            code = in_child(run, resume=False, point=point)
-            if code == 0:
-                break
-            assert code == 9, f"point {point}: exit code {code}"
+        points = len(list(folder.glob("run-*")))
+        for point in range(1, points + 1):
+            run = folder / f"run-{point}"
             # The resumed one is killed once, too, at a point that wanders.
-            assert in_child(run, resume=True, point=1 + point % 17) in (0, 9)
+            assert in_child(run, resume=True, act=die_at(1 + point % 17)) in (0, 9)
             assert in_child(run, resume=True) == 0, f"point {point}: resuming failed"
             assert ends(run) == expected, f"point {point}: another end"
             shutil.rmtree(run)
-        print(json.dumps({"points": point - 1}))
+        print(json.dumps({"points": points}))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

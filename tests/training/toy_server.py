@@ -1,6 +1,6 @@
 """Starts toy runs quickly: a process that has imported all they need, and forks one for each line that it reads.
 
-A line is a JSON object: `arguments` of toy_run.py, `environment` to add, `out` and `err`, files for what the run writes.
+A line is a JSON object: `arguments` of toy_run.py, `environment` to add, and `out` and `err`, files for what it writes.
 The answer is the run's process id; a line that holds a process id is answered by its exit code once it has ended
 (the number of a signal, negative, where one killed it), its negative by null if it has not ended yet. The end of the
 input ends the server.
@@ -16,7 +16,7 @@ import traceback
 
 import accelerate  # noqa: F401 - imported once, before the forks
 import safetensors.torch  # noqa: F401
-import torch._dynamo
+import torch._dynamo  # noqa: F401
 import toy_run
 
 import throughtime.training.curve  # noqa: F401

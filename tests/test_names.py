@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib
 import inspect
-import pkgutil
 import subprocess
 import sys
 
@@ -79,7 +77,22 @@ def test_a_public_name_exists_and_says_what_it_is(name: str) -> None:
     assert inspect.getdoc(thing)
 
 
-@pytest.mark.parametrize("module", ["bptt", "cells", "decoding", "inspection", "kernels", "layers", "models", "nn", "recurrence", "tasks", "universal"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "bptt",
+        "cells",
+        "decoding",
+        "inspection",
+        "kernels",
+        "layers",
+        "models",
+        "nn",
+        "recurrence",
+        "tasks",
+        "universal",
+    ],
+)
 def test_what_a_floor_hands_on_exists(module: str) -> None:
     floor = importlib.import_module(f"throughtime.{module}")
     assert list(floor.__all__) == sorted(set(floor.__all__), key=floor.__all__.index)
@@ -125,18 +138,3 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     program = f"import sys, throughtime; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-FLOORS = ("kernels", "cells", "recurrence", "layers", "nn", "models")
-MODULES = [
-    module.name
-    for floor in FLOORS
-    for module in pkgutil.walk_packages(
-        importlib.import_module(f"throughtime.{floor}").__path__, f"throughtime.{floor}."
-    )
-]
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_the_examples_in_docstrings_run_as_they_stand(module: str) -> None:
-    assert doctest.testmod(importlib.import_module(module)).failed == 0

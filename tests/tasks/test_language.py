@@ -155,7 +155,12 @@ def test_a_free_folder_for_the_demonstration(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_short_demonstration(tmp_path: Path) -> None:
+def test_a_short_demonstration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = demo.configuration(0.05)
+    assert full.model.hidden_size == 512
+    # Smaller: the held-out text is some megabytes, and is read after so short a training, too.
+    small = full.model_copy(update={"model": full.model.model_copy(update={"hidden_size": 64})})
+    monkeypatch.setattr(demo, "configuration", {0.05: small}.__getitem__)
     outcome, samples = demo.demo(tmp_path / "demo", 0.05)
     assert outcome.stopped_because == "max_minutes = 0.05 reached"
     assert outcome.best["bits_per_byte"] < 8

@@ -16,12 +16,12 @@ pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(libra
 PROGRAM = Path(__file__).parent / "graphs.py"
 # How many cases each group has.
 GROUPS = {
-    "compiled_into_one_graph": 21,
+    "compiled_into_one_graph": 13,
     "one_graph_for_all_sizes": 3,
     "lengths_are_checked_when_it_runs": 2,
     "autocast": 3,
     "random_masks": 3,
-    "exported": 12,
+    "exported": 7,
     "the_operator_itself": 6,
 }
 
@@ -36,7 +36,7 @@ def run(*names: str) -> dict[str, dict[str, str | None]]:
 
 @pytest.fixture(scope="module")
 def outcomes() -> dict[str, dict[str, str | None]]:
-    return run(*GROUPS)
+    return run(*GROUPS, *(["compiled_to_machine_code"] if shutil.which("g++") else []))
 
 
 @pytest.mark.slow
@@ -49,5 +49,5 @@ def test_in_a_graph(group: str, outcomes: dict[str, dict[str, str | None]]) -> N
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: no g++ here")
-def test_compiled_to_machine_code() -> None:
-    assert run("compiled_to_machine_code") == {"compiled_to_machine_code": {"LSTM with a readout": None}}
+def test_compiled_to_machine_code(outcomes: dict[str, dict[str, str | None]]) -> None:
+    assert outcomes["compiled_to_machine_code"] == {"LSTM with a readout": None}

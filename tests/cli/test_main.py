@@ -12,7 +12,19 @@ import pytest
 
 from throughtime import __version__, errors
 
-COMMANDS = [[], ["demo"], ["train"], ["train", "lm"], ["generate"], ["evaluate"], ["bench"], ["bench", "recurrence"]]
+COMMANDS = [
+    [],
+    ["demo"],
+    ["train"],
+    ["train", "lm"],
+    ["generate"],
+    ["evaluate"],
+    ["inspect"],
+    ["inspect", "unfold"],
+    ["inspect", "flow"],
+    ["bench"],
+    ["bench", "recurrence"],
+]
 # Of a command's own help, pydantic is not among them: Typer reads values with it.
 HEAVY = {"torch", "numpy", "rich", "datasets", "matplotlib", "tokenizers", "pyarrow", "accelerate"}
 
@@ -37,7 +49,14 @@ def test_without_a_command_there_is_help(call: Callable[..., Any], command: list
 
 def test_only_the_commands_that_there_are_appear(call: Callable[..., Any]) -> None:
     listed = call("--help").out.partition("Commands:\n")[2].partition("\n\n")[0]
-    assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == ["demo", "generate", "evaluate", "train", "bench"]
+    assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == [
+        "demo",
+        "generate",
+        "evaluate",
+        "train",
+        "inspect",
+        "bench",
+    ]
 
 
 def test_version(call: Callable[..., Any]) -> None:
@@ -60,7 +79,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
         ("evaluate run --zzz", "no such option: --zzz; see throughtime evaluate --help"),
         ("genrate", "no such command 'genrate'. Did you mean 'generate'? see throughtime --help"),
         ("evaluate --data a", "missing argument 'RUN'; see throughtime evaluate --help"),
-        ("evaluate run", "missing option '--data'; see throughtime evaluate --help"),
+        ("evaluate run", "run folder run: no such folder; check the path, or train into it first"),
         ("train lm --data a", "missing option '--run'; see throughtime train lm --help"),
         (
             "train lm --run r",

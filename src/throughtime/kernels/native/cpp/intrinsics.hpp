@@ -21,6 +21,39 @@ inline void pause() {
 #endif
 }
 
+// While it lives, this thread takes denormal numbers for zero. A gradient that vanishes becomes denormal before it is zero,
+// and a processor computes with such numbers a hundred times more slowly; below 1e-38 they are of no use to anybody.
+class DenormalsAreZero {
+  public:
+    DenormalsAreZero() { set(before_ | kFlags); }
+    ~DenormalsAreZero() { set(before_); }
+    DenormalsAreZero(const DenormalsAreZero&) = delete;
+    DenormalsAreZero& operator=(const DenormalsAreZero&) = delete;
+
+  private:
+#if defined(__x86_64__)
+    using Register = unsigned;
+    static constexpr Register kFlags = 0x8040;  // what is computed (FTZ), and what is read (DAZ)
+    static Register get() { return _mm_getcsr(); }
+    static void set(Register flags) { _mm_setcsr(flags); }
+#elif defined(__aarch64__)
+    using Register = unsigned long;
+    static constexpr Register kFlags = 1ul << 24;  // FZ
+    static Register get() {
+        Register flags;
+        asm volatile("mrs %0, fpcr" : "=r"(flags));
+        return flags;
+    }
+    static void set(Register flags) { asm volatile("msr fpcr, %0" : : "r"(flags)); }
+#else
+    using Register = unsigned;
+    static constexpr Register kFlags = 0;
+    static Register get() { return 0; }
+    static void set(Register) {}
+#endif
+    const Register before_ = get();
+};
+
 #if defined(__AVX512F__)
 // 1 / v to about one unit in the last place: an estimate of 14 bits and one step of Newton's method, a quarter of the
 // time of a division. v must be neither zero, denormal nor infinite.

@@ -158,7 +158,12 @@ void Barrier::wait(int index, int members) {
     }
 }
 
-void run_together(int threads, const std::function<void(const Member&)>& work) {
+void run_together(int threads, const std::function<void(const Member&)>& given) {
+    // A property of each thread, so that all of them must be told, and get back what they had.
+    const std::function<void(const Member&)> work = [&given](const Member& member) {
+        const intrinsics::DenormalsAreZero zero;
+        given(member);
+    };
     static const OpenMp openmp;
     Pool& shared = current_pool();
     std::unique_lock<std::mutex> owner(shared.owner, std::defer_lock);

@@ -104,7 +104,7 @@ def train(name: str, seed: int, values: Tensor, steps: int, folder: Path) -> dic
 
 
 def simple_errors(values: Tensor) -> dict[str, float]:
-    """The same error of forecasts that need no network."""
+    """The same error of forecasts that need no network; the last month is one that the networks have to write."""
     targets = windows(values[SPLIT - READ :], 4).targets
     solar_cycle = 132  # months
     earlier = windows(values[SPLIT - READ - solar_cycle :], 4).targets[:, : targets.shape[1]]

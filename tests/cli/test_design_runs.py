@@ -35,7 +35,8 @@ def test_its_graph_is_drawn_with_gradients(call: Callable[..., Any], run: Path, 
     assert "0." in (tmp_path / "graph.svg").read_text("utf-8")
     refused = call("inspect", "unfold", run, "--steps", 7, "--out", tmp_path / "graph.svg")
     assert refused.code == 2
-    assert refused.err == "throughtime: error: edge gradients: the run keeps no sequence of 7 steps; take fewer steps\n"
+    told = "edge gradients: the run keeps no sequence of 7 steps, but of 1 to 6; take another number of steps"
+    assert refused.err == f"throughtime: error: {told}\n"
     refused = call("inspect", "unfold", run, "--data", "a.txt", "--out", tmp_path / "graph.svg")
     assert refused.code == 2
     assert "--data is text for a language model's run; leave it out" in refused.err

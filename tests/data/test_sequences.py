@@ -60,5 +60,9 @@ def test_parts_of_unequal_numbers_are_refused() -> None:
         Sequences(torch.zeros(4))
     with pytest.raises(ShapeError, match=r"lengths must be a tensor \(N,\), got list"):
         Sequences(torch.zeros(5, 2), lengths=[1, 2])  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="expected inputs or a context, got both; no design takes both"):
+        Sequences(torch.zeros(5, 2), torch.zeros(5, 2, 1), torch.zeros(2, 1))
+    with pytest.raises(UsageError, match="TensorSource: expected sequences, got none; give at least one"):
+        TensorSource(numbered(0), 4)
     with pytest.raises(UsageError, match="TensorSource: batch_size must be at least 1 sequence, got 0"):
         TensorSource(numbered(3), 0)

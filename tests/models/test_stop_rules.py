@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import throughtime as tt
+from throughtime.errors import ShapeError, UsageError
 from throughtime.models.sequence_length import first, halted, halting, remaining, with_end
 
 TIGHT: dict[str, float] = {"rtol": 1e-10, "atol": 1e-10}
@@ -159,3 +160,28 @@ def test_lengths_can_be_learned(stop: str) -> None:
     assert math.isfinite(before.expected)
     assert after.decoded <= 0.2
     assert after.expected < before.expected / 2
+
+
+def test_lengths_that_are_none_are_refused_in_sampling() -> None:
+    given = tt.models.ContextToSequence(context_size=0, output_size=2, hidden_size=3)
+    halting = tt.models.ContextToSequence(context_size=0, output_size=2, hidden_size=3, stop="bernoulli_halt")
+    for lengths in ([-1, 2, 3], [1.5, 2, 2.5], [2]):
+        with pytest.raises(
+            ShapeError, match="lengths must be 3 whole numbers of at least 0, one for each sequence, got"
+        ):
+            given.sample(batch_size=3, max_length=5, lengths=lengths)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"lengths must be None, as a model built with stop=.bernoulli_halt. chooses"):
+        halting.sample(batch_size=3, max_length=5, lengths=[1, 2, 3])
+    with pytest.raises(UsageError, match="max_length must be at least 0 steps, got -1"):
+        given.sample(batch_size=3, max_length=-1)
+    y, lengths = given.sample(batch_size=3, max_length=2, lengths=[0, 1, 5])
+    assert (y.shape, lengths.tolist()) == ((2, 3), [0, 1, 2])
+
+
+def test_binary_targets_are_zero_or_one() -> None:
+    model = tt.models.HiddenRecurrent(input_size=2, output="bernoulli", output_size=1, hidden_size=3)
+    x, y = torch.zeros(4, 2, 2), torch.zeros(4, 2, 1)
+    y[3, 0] = 2.0
+    with pytest.raises(ShapeError, match="targets must be 0 or 1 where outputs are bernoulli, got 2"):
+        model(x, targets=y)
+    assert model(x, targets=y, lengths=[3, 4]).isfinite().all()  # behind a length it is not looked at

@@ -18,7 +18,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="Text: files, folders, globs or - (standard input); several may follow one --data. A design's run is "
-            "evaluated on the held-out sequences that its folder keeps.",
+            "evaluated on the held-out sequences that its folder keeps, 16 at most.",
             metavar="PATH...",
         ),
     ] = None,

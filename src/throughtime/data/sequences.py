@@ -34,6 +34,8 @@ class Sequences:
     def __post_init__(self) -> None:
         if self.lengths is not None and not isinstance(self.lengths, Tensor):
             raise ShapeError(f"Sequences: lengths must be a tensor (N,), got {type(self.lengths).__name__}")
+        if self.inputs is not None and self.context is not None:
+            raise ShapeError("Sequences: expected inputs or a context, got both; no design takes both")
         if self.targets.dim() < (1 if self.summary else 2):
             raise ShapeError(
                 f"Sequences: targets must be (T, N) or (T, N, values), got {tuple(self.targets.shape)}; "
@@ -98,6 +100,8 @@ class TensorSource:
 
     def __init__(self, sequences: Sequences, batch_size: int, *, seed: int = 0) -> None:
         _check_batch_size(batch_size, who="TensorSource")
+        if not len(sequences):
+            raise UsageError("TensorSource: expected sequences, got none; give at least one")
         self.sequences = sequences
         self.batch_size = batch_size
         self.seed = seed

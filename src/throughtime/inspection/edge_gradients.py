@@ -243,12 +243,20 @@ def _of_design(run: Path, steps: int) -> tuple[str, int, dict[tuple[str, int], f
     from throughtime.tasks import design
 
     model, sequences = design.load(run), design.held_out(run)
-    if sequences.lengths is not None:
-        sequences = sequences.select((sequences.lengths >= steps).nonzero()[:, 0])
+    stop = getattr(model.config, "stop", "given")
+    # Where the end is a part of what is learned, or there is one output at the end, a sequence cannot be cut.
+    whole = sequences.summary or stop != "given"
+    symbols = steps - (stop in ("end_symbol", "bernoulli_halt"))  # these end in a step of their own
     x = sequences.targets if sequences.inputs is None else sequences.inputs
-    if not len(sequences) or len(x) < steps:
-        raise DataError(f"edge gradients: the run keeps no sequence of {steps} steps; take fewer steps")
-    targets = sequences.targets if sequences.summary else sequences.targets[:steps]
+    lengths = torch.full((len(sequences),), len(x)) if sequences.lengths is None else sequences.lengths
+    sequences = sequences.select((lengths == symbols if whole else lengths >= steps).nonzero()[:, 0])
+    if not len(sequences):
+        least, most = (int(value) + steps - symbols for value in (lengths.min(), lengths.max()))
+        raise DataError(
+            f"edge gradients: the run keeps no {'whole ' if whole else ''}sequence of {steps} steps, but of {least} to "
+            f"{most}; take another number of steps"
+        )
+    targets = sequences.targets if sequences.summary else sequences.targets[:symbols]
     inputs = None if sequences.inputs is None else sequences.inputs[:steps]
     name, layers = design_of(model)
     return name, layers, norms(edge_gradients(model, targets, inputs=inputs, context=sequences.context))

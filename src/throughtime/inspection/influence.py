@@ -70,6 +70,10 @@ def influence(
         raise UsageError(
             f"{_WHO}: samples must be 1 to {categories - 1}, the number of other categories, got {samples}"
         )
+    unread = inputs if isinstance(model, (ContextToSequence, LanguageModel)) else context
+    if unread is not None:
+        name = "inputs" if unread is inputs else "context"
+        raise UsageError(f"{_WHO}: {name} must be None, as a {type(model).__name__} reads none, got some")
     steps, batch = targets.shape
     lengths = torch.full((batch,), steps) if lengths is None else torch.as_tensor(lengths)
     inside = (torch.arange(steps)[:, None] < lengths.cpu()).to(targets.device)  # (T, B)

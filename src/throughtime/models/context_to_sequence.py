@@ -8,6 +8,7 @@ R, which brings the context x into the network, is shared by all steps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -199,7 +200,7 @@ class ContextToSequence(FeedbackDesign):
             context: x (B, C); None where `context_size` is 0.
             max_length: a sequence that has not ended by then is cut there.
             batch_size: the number of sequences, where there is no context.
-            lengths: τ of each, where `stop` is "given"; `max_length` when missing.
+            lengths: τ of each, where `stop` is "given", cut at `max_length`; all of that length when missing.
             generator: of all that is drawn.
 
         Returns:
@@ -207,10 +208,15 @@ class ContextToSequence(FeedbackDesign):
 
         Raises:
             ShapeError: context or lengths that do not fit.
-            UsageError: neither context nor batch_size.
+            UsageError: neither context nor batch_size, a negative max_length, or lengths of a model that chooses them.
         """
+        who, stop = type(self).__name__, self.config.stop
         if context is None and batch_size is None:
-            raise UsageError(f"{type(self).__name__}: sample needs a context, or a batch_size where there is none")
+            raise UsageError(f"{who}: sample needs a context, or a batch_size where there is none")
+        if max_length < 0:
+            raise UsageError(f"{who}: max_length must be at least 0 steps, got {max_length}")
+        if lengths is not None and stop != "given":
+            raise UsageError(f'{who}: lengths must be None, as a model built with stop="{stop}" chooses them, got some')
         batch = len(context) if context is not None else int(batch_size or 0)
         context = self._checked_context(context, batch)
         with in_evaluation_mode(self):
@@ -218,6 +224,15 @@ class ContextToSequence(FeedbackDesign):
         inside = torch.arange(len(y), device=y.device)[:, None] < found
         longest = int(found.max()) if batch else 0
         return self._padded(y, inside)[:longest], found
+
+    def _checked_lengths(self, lengths: Int[Tensor, " B"] | Sequence[int], batch: int) -> Tensor:
+        found = torch.as_tensor(lengths)
+        if found.shape != (batch,) or found.is_floating_point() or bool((found < 0).any()):
+            raise ShapeError(
+                f"{type(self).__name__}: lengths must be {batch} whole numbers of at least 0, one for each sequence, "
+                f"got {found.tolist()}"
+            )
+        return found
 
     def _ancestral(
         self,
@@ -230,8 +245,8 @@ class ContextToSequence(FeedbackDesign):
         stop, distribution = self.config.stop, self.distribution
         like = self.readout.bias_ho
         limit = torch.full((batch,), max_length, device=like.device)
-        if stop == "given" and lengths is not None:
-            limit = torch.as_tensor(lengths, device=like.device).clamp(max=max_length)
+        if lengths is not None:
+            limit = self._checked_lengths(lengths, batch).to(like.device).clamp(max=max_length)
         planned = limit
         if stop == "predicted_length":
             of_lengths = output_distribution("categorical", self.config.max_length + 1)

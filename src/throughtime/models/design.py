@@ -38,7 +38,7 @@ class DesignConfig(Section):
     initialisation: Literal["usual", "orthogonal", "identity", "chrono"] = Field(
         "usual",
         description="of the recurrence: as torch's layers, with an LSTM's forget gates open (usual); or orthogonal; "
-        "identity (rnn with relu); chrono (lstm, gru)",
+        "identity (rnn; with relu, the IRNN); chrono (lstm, gru)",
     )
     longest_lag: int = Field(100, ge=3, description="chrono: the longest dependency expected, in steps")
     hidden_size: int = Field(128, ge=1, description="units of each layer")
@@ -195,12 +195,17 @@ class Design(Model):
         return targets
 
     def _check_range(self, targets: Tensor) -> None:
-        """See that categories are those that the design has.
+        """See that categories are those that the design has, and binary values 0 or 1.
 
         Raises:
             ShapeError: one is not.
         """
         last = self.config.output_size - 1
+        if self.config.output == "bernoulli" and bool(((targets != 0) & (targets != 1)).any()):
+            wrong = targets[(targets != 0) & (targets != 1)][0]
+            raise ShapeError(
+                f"{type(self).__name__}: targets must be 0 or 1 where outputs are bernoulli, got {wrong:g}"
+            )
         if self.config.output != "categorical" or not targets.numel():
             return
         if not 0 <= int(targets.min()) <= int(targets.max()) <= last:

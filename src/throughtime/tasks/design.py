@@ -160,7 +160,9 @@ def train(
 
         def make() -> None:
             folder = RunFolder.open(run, NAME) if resume else RunFolder.create(run, NAME)
-            heading = f"A throughtime run: {type(model).__name__} by {policy or TeacherForcing()}"
+            used = task.policy
+            heading = f"A throughtime run: {type(model).__name__} by {type(used).__name__}({used.extra_repr()})"
+            heading += "\nThe batches were its source's, of whole sequences: batch_size and window played no part."
             write_file(folder.config, to_toml(config, heading=heading))
             _keep_some(valid, folder)
 
@@ -239,9 +241,18 @@ def evaluate(model: Design, sequences: Sequences, *, seed: int = 0, feedback: Fe
 
 def _length_errors(model: ContextToSequence, sequences: Sequences, seed: int) -> dict[str, float]:
     steps = sequences.targets.shape[0]
-    lengths = torch.full((len(sequences),), steps) if sequences.lengths is None else sequences.lengths
-    found = length_error(model, lengths, sequences.context, max_length=2 * steps + 10, seed=seed)
-    return {"length_error": found.decoded, "expected_length_error": found.expected}
+    lengths = (
+        torch.full((len(sequences),), steps, device=sequences.targets.device)
+        if sequences.lengths is None
+        else sequences.lengths
+    )
+    sums = [0.0, 0.0]
+    # Many draws of each: fewer rows at once.
+    for rows in torch.split(torch.arange(len(sequences), device=lengths.device), _ROWS // 16):
+        context = None if sequences.context is None else sequences.context[rows]
+        found = length_error(model, lengths[rows], context, max_length=2 * steps + 10, seed=seed + int(rows[0]))
+        sums = [total + len(rows) * error for total, error in zip(sums, found, strict=True)]
+    return {"length_error": sums[0] / len(sequences), "expected_length_error": sums[1] / len(sequences)}
 
 
 def _sums(model: Design, part: Sequences, generator: torch.Generator, feedback: Feedback) -> dict[str, float]:

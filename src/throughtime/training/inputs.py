@@ -63,6 +63,10 @@ class FreeRunning(TrainingInput):
         """That of running freely."""
         return results["free_running"]
 
+    def extra_repr(self) -> str:
+        """What it sees."""
+        return f"feedback={self.feedback!r}"
+
     def forward(self, model: Model, batch: Sequences, index: int) -> Tensor:
         """−Σ log p(y(t) | ŷ(1..t-1), x)."""
         design, sequences = _prepared(self, model, batch)
@@ -87,6 +91,10 @@ class MixedLosses(TrainingInput):
     def held_out(self, results: Mapping[str, float]) -> float:
         """The weighted sum."""
         return (1 - self.weight) * results["loss"] + self.weight * results["free_running"]
+
+    def extra_repr(self) -> str:
+        """The weight of running freely."""
+        return f"weight={self.weight:g}"
 
     def forward(self, model: Model, batch: Sequences, index: int) -> Tensor:
         """The weighted sum."""
@@ -146,6 +154,13 @@ class ScheduledSampling(TrainingInput):
             value = self.start * float(torch.sigmoid(torch.tensor(self.k).log() - index / self.k))
         return max(self.minimum, value)
 
+    def extra_repr(self) -> str:
+        """The schedule."""
+        return (
+            f"{self.decay!r}, k={self.k:g}, start={self.start:g}, minimum={self.minimum:g}, per={self.per!r}, "
+            f"feedback={self.feedback!r}"
+        )
+
     def forward(self, model: Model, batch: Sequences, index: int) -> Tensor:
         """−Σ log p(y(t) | what was seen of steps 1..t-1, x)."""
         design, sequences = _prepared(self, model, batch)
@@ -161,7 +176,7 @@ class ProfessorForcing(TrainingInput):
     The behaviour of a run, h(1..τ) with the means of its outputs, is read by a bidirectional GRU, which learns to say
     whether the run was free. The network minimises −log p and `weight` times −log of the probability that its free runs
     pass as taught ones. The discriminator learns only while it is less than 99 % right, the network from it only while
-    it is more than 75 % right, as in the paper.
+    it is more than 75 % right, as in the paper. For one process: with several, each would have its own share of right.
 
     Source: Lamb et al. 2016, eqs. 2-4 and section 3.
     """

@@ -12,6 +12,11 @@ from torch.utils._pytree import tree_leaves
 
 import throughtime as tt
 from throughtime.errors import UsageError
+from throughtime.kernels.native import library
+
+needs_native = pytest.mark.skipif(
+    library.missing_reason() is not None, reason="bytes and rounding of the native engine, which is missing"
+)
 
 T, B, INPUT, H = 13, 3, 4, 5
 LAYERS: dict[str, Any] = {
@@ -48,6 +53,7 @@ def test_results_and_gradients_are_those_of_full_bptt(kind: str, checkpoint: Any
     torch.testing.assert_close(found, gradients(layer, x, lengths=lengths), rtol=1e-10, atol=1e-12)
 
 
+@needs_native
 def test_a_budget_makes_segments_of_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     from throughtime import kernels
 

@@ -17,10 +17,15 @@ import throughtime as tt
 from throughtime import kernels
 from throughtime.errors import EngineError, UsageError
 from throughtime.kernels import Recurrence
+from throughtime.kernels.native import library
 from throughtime.recurrence import MemoryBudget
 from throughtime.recurrence.checkpointing import run_checkpointed
 from throughtime.recurrence.footprint import LiveTensors
 from throughtime.recurrence.placement import Footprint, Placement, advances, first_border, within_budget
+
+needs_native = pytest.mark.skipif(
+    library.missing_reason() is not None, reason="bytes and rounding of the native engine, which is missing"
+)
 
 I, H = 2, 3  # noqa: E741
 
@@ -130,7 +135,7 @@ def test_masks_and_zoneout_are_part_of_the_call() -> None:
     x = torch.randn(9, 2, I, dtype=torch.float64, requires_grad=True)
     call: Recurrence = next(iter(layer.recurrences(x)))[1]
     found = []
-    for run in (kernels.run, lambda *given: run_checkpointed(*given, MemoryBudget(20_000), who="LSTM")):
+    for run in (kernels.run, lambda *given: run_checkpointed(*given, 3, who="LSTM")):
         unfolded = run(call, "auto")
         loss = unfolded.outputs.sin().sum() + unfolded.final_state.c.sum()
         found.append([*unfolded[:1], *torch.autograd.grad(loss, [x, *layer.parameters()], retain_graph=True)])
@@ -210,6 +215,7 @@ def test_finite_differences() -> None:
     assert torch.autograd.gradgradcheck(lambda x: tt.unfold(cell, x, lengths=[3, 1], checkpoint=2)[1][0], [x])
 
 
+@needs_native
 def test_under_autocast_segments_run_in_its_precision() -> None:
     torch.manual_seed(1)
     cell, x = tt.nn.LSTMCell(8, 8), torch.randn(12, 2, 8)
@@ -368,6 +374,7 @@ def test_what_is_alive_at_once_fits_into_the_budget(kind: str, engine: str, shar
     assert taken >= 0.4 * budget  # it is made use of
 
 
+@needs_native
 def test_a_loss_on_the_final_state_makes_no_gradient_of_all_outputs() -> None:
     cell = tt.nn.LSTMCell(I, 16)
     outputs, final = tt.unfold(cell, torch.randn(400, 4, I), checkpoint="sqrt")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from throughtime.cli.output import note, write, write_json
+from throughtime.cli.output import note, raise_if_interrupted, write, write_json
 from throughtime.errors import PromptError
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ def _in_order(pieces: Iterator[Piece]) -> Iterator[Piece]:
     waiting: defaultdict[int, deque[Piece]] = defaultdict(deque)
     current = 0
     for piece in pieces:
+        raise_if_interrupted()
         waiting[piece.sample].append(piece)
         while waiting[current]:
             ready = waiting[current].popleft()

@@ -18,6 +18,7 @@ from throughtime.cli.generate import generate
 from throughtime.cli.help import example
 from throughtime.cli.inspect import unfold
 from throughtime.cli.inspect_flow import inspect_flow
+from throughtime.cli.output import heeding_interrupts
 from throughtime.cli.train import language_model
 from throughtime.errors import ThroughtimeError
 
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
     try:
         # Not command.main(): that prints an error over several lines, and ends a closed pipe as a failure.
-        with command.make_context("throughtime", spread(given)) as context:
+        with heeding_interrupts(), command.make_context("throughtime", spread(given)) as context:
             command.invoke(context)
         sys.stdout.flush()
     except typer.Exit as done:

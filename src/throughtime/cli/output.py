@@ -3,11 +3,64 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from throughtime.errors import StorageError
+
+
+class _Interrupts:
+    """Whether Ctrl-C has been pressed while a command was at work."""
+
+    received = False
+
+
+@contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """A block in which Ctrl-C raises KeyboardInterrupt, and is remembered for `raise_if_interrupted`.
+
+    Python swallows an exception that a signal raises while an object is being finalised, a generator for example; a
+    command that then wrote on and on would have to be killed.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _Interrupts.received = True
+        raise KeyboardInterrupt
+
+    def unraisable(about: Any) -> None:
+        # It is raised again: nobody needs to hear of the first time.
+        if about.exc_type is not KeyboardInterrupt:
+            hook(about)
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody else's signal; the background of a shell ignores it, for example
+        return
+    hook = sys.unraisablehook
+    _Interrupts.received = False
+    sys.unraisablehook = unraisable
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.unraisablehook = hook
+        _Interrupts.received = False
+
+
+def raise_if_interrupted() -> None:
+    """For loops that write on and on.
+
+    Raises:
+        KeyboardInterrupt: one was swallowed; see `heeding_interrupts`.
+    """
+    if _Interrupts.received:
+        raise KeyboardInterrupt
 
 
 def write(text: str) -> None:

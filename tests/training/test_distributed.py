@@ -115,7 +115,7 @@ from throughtime.training.config import TrainingConfig
 here = distributed.start(TrainingConfig(device="cpu"))
 for group in (dist.group.WORLD, here.control):
     # In one piece: both processes write to one pipe.
-    os.write(1, b"%d days\n" % group._get_backend(torch.device("cpu")).options._timeout.days)
+    os.write(1, b"%d days\\n" % group._get_backend(torch.device("cpu")).options._timeout.days)
 here.close()
 """
 

@@ -190,8 +190,8 @@ def test_a_design_without_feedback_is_trained_by_its_targets_alone() -> None:
     model = tt.models.HiddenRecurrent(input_size=2, output_size=4, hidden_size=5)
     _, batch = made("ConditionalRecurrent")
     assert TeacherForcing()(model, batch, 0).isfinite()
-    refused = r"FreeRunning: expected a design that feeds its outputs back \(OutputRecurrent, .*\), got HiddenRecurrent"
+    refused = r"FreeRunning: expected a model that feeds its outputs back \(OutputRecurrent, .*\), got HiddenRecurrent"
     with pytest.raises(UsageError, match=refused):
         FreeRunning()(model, batch, 0)
-    with pytest.raises(UsageError, match="ProfessorForcing: expected a design that feeds its outputs back"):
+    with pytest.raises(UsageError, match="ProfessorForcing: expected a model that feeds its outputs back"):
         ProfessorForcing(model)  # type: ignore[arg-type]

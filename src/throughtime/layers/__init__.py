@@ -1,5 +1,6 @@
 """Noise, readouts and losses: what stands around recurrent layers."""
 
+from throughtime.layers.attention import Attended, Attention, AttentionKind, Memory
 from throughtime.layers.loss import linear_cross_entropy
 from throughtime.layers.modes import in_evaluation_mode
 from throughtime.layers.noise import LockedDropout, checked_probability, locked_mask, zoneout_masks
@@ -8,8 +9,12 @@ from throughtime.layers.readout import IGNORED, Loss, Readout, SequenceLoss
 
 __all__ = [
     "IGNORED",
+    "Attended",
+    "Attention",
+    "AttentionKind",
     "LockedDropout",
     "Loss",
+    "Memory",
     "OutputDistribution",
     "Readout",
     "SequenceLoss",

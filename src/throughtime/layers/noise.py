@@ -58,9 +58,14 @@ class LockedDropout(nn.Module):
 
     def forward(self, inputs: Float[Tensor, "T B F"]) -> Float[Tensor, "T B F"]:
         """In training, `inputs` times a fresh mask (1, B, F); otherwise `inputs`."""
+        mask = self.mask(inputs[0]) if len(inputs) else None
+        return inputs if mask is None else inputs * mask
+
+    def mask(self, like: Float[Tensor, "B F"]) -> Float[Tensor, "B F"] | None:
+        """In training, a fresh mask for the steps of one sequence, each like `like`; otherwise None."""
         if not self.training or not self.probability:
-            return inputs
-        return inputs * locked_mask(inputs, (1, *inputs.shape[1:]), self.probability)
+            return None
+        return locked_mask(like, tuple(like.shape), self.probability)
 
     def extra_repr(self) -> str:
         """The probability."""

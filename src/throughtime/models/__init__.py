@@ -4,7 +4,9 @@ from throughtime.models.conditional_recurrent import ConditionalRecurrent
 from throughtime.models.context_to_sequence import ContextToSequence
 from throughtime.models.design import Design, DesignConfig
 from throughtime.models.echo_state import EchoState, EchoStateConfig, EchoStateNetwork, spectral_radius
-from throughtime.models.feedback import FeedbackDesign
+from throughtime.models.encoder_decoder import EncoderDecoder
+from throughtime.models.encoder_decoder_config import EncoderDecoderConfig, EncoderDecoderShape
+from throughtime.models.feedback import FeedbackDesign, FeedbackModel
 from throughtime.models.hidden_recurrent import HiddenRecurrent
 from throughtime.models.language import LanguageModel, LanguageModelConfig, LanguageModelShape
 from throughtime.models.model import Model
@@ -20,7 +22,11 @@ __all__ = [
     "EchoState",
     "EchoStateConfig",
     "EchoStateNetwork",
+    "EncoderDecoder",
+    "EncoderDecoderConfig",
+    "EncoderDecoderShape",
     "FeedbackDesign",
+    "FeedbackModel",
     "HiddenRecurrent",
     "LanguageModel",
     "LanguageModelConfig",

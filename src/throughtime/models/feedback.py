@@ -25,8 +25,9 @@ from torch.nn import functional
 from throughtime import kernels
 from throughtime.cells import Cell
 from throughtime.errors import UsageError
-from throughtime.layers import Readout
+from throughtime.layers import OutputDistribution, Readout
 from throughtime.models.design import Design
+from throughtime.models.model import Model
 from throughtime.nn import CellStack, RecurrentLayer
 from throughtime.nn.states import join_state
 
@@ -35,10 +36,14 @@ Lengths = Int[Tensor, " B"] | Sequence[int] | None
 
 
 class Run(NamedTuple):
-    """What a network did: o(1..τ) (T, B, O), and h(1..τ) of the last layer (T, B, H)."""
+    """What a network did: o(1..τ) (T, B, O), and h(1..τ) of the last layer (T, B, H).
+
+    penalty: what training adds to the loss of each step (T, B), of networks that have such.
+    """
 
     outputs: Tensor
     hidden: Tensor
+    penalty: Tensor | None = None
 
 
 class Prepared(NamedTuple):
@@ -59,7 +64,43 @@ class Prepared(NamedTuple):
     context: Tensor | None = None
 
 
-class FeedbackDesign(Design):
+class FeedbackModel(Model):
+    """A model that feeds its outputs back, as the policies of training want it (`throughtime.training.inputs`).
+
+    distribution: what the outputs are the parameters of.
+    """
+
+    distribution: OutputDistribution
+
+    @abstractmethod
+    def prepare(self, inputs: Any, targets: Tensor, lengths: Lengths = None) -> Any:
+        """Checked sequences, ready for any number of runs: `Prepared`, or what has its external, lengths, inside.
+
+        Raises:
+            ShapeError: inputs, targets or lengths that do not fit.
+        """
+
+    @abstractmethod
+    def run(
+        self,
+        sequences: Any,
+        *,
+        own: Bool[Tensor, "T B"] | None = None,
+        feedback: Feedback = "mean",
+        noise: Float[Tensor, "T B N"] | None = None,
+    ) -> Run:
+        """The network over all steps, by teacher forcing unless `own` says otherwise; see `FeedbackDesign.forward`.
+
+        Raises:
+            UsageError: samples without noise.
+        """
+
+    @abstractmethod
+    def losses(self, sequences: Any, done: Run) -> Float[Tensor, "T B"]:
+        """−log p of each step in nats, given a run; zero behind a sequence's end."""
+
+
+class FeedbackDesign(Design, FeedbackModel):
     """What OutputRecurrent, ContextToSequence and ConditionalRecurrent share.
 
     A subclass makes `recurrent` and `readout` by `_build`, and its `prepare` says what besides y(t-1) enters.

@@ -18,6 +18,7 @@ from throughtime.nn.replace import replace_torch_layers
 from throughtime.nn.stack import CellStack
 from throughtime.nn.states import StepStates
 from throughtime.nn.stepping import LayerStepper
+from throughtime.nn.steps import LayerSteps
 
 __all__ = [
     "GRU",
@@ -28,6 +29,7 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "LayerStepper",
+    "LayerSteps",
     "LeakyCell",
     "RNNCell",
     "RecurrentLayer",

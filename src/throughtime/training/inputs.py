@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from throughtime.data.sequences import Sequences
 from throughtime.errors import UsageError
-from throughtime.models import FeedbackDesign, Model
+from throughtime.models import FeedbackModel, Model
 from throughtime.models.feedback import Feedback, Prepared, Run
 from throughtime.nn import GRU
 
@@ -181,9 +181,9 @@ class ProfessorForcing(TrainingInput):
     Source: Lamb et al. 2016, eqs. 2-4 and section 3.
     """
 
-    def __init__(self, model: FeedbackDesign, *, weight: float = 1.0, hidden_size: int = 64) -> None:
+    def __init__(self, model: FeedbackModel, *, weight: float = 1.0, hidden_size: int = 64) -> None:
         super().__init__()
-        if not isinstance(model, FeedbackDesign):
+        if not isinstance(model, FeedbackModel):
             raise UsageError(_no_feedback(self, model))
         self.weight = weight
         self.width = width = model.config.hidden_size + model.distribution.feedback_size
@@ -230,26 +230,26 @@ class _Discriminator(nn.Module):
         return verdict
 
 
-def _behaviour(design: FeedbackDesign, run: Run, sequences: Prepared) -> Tensor:
+def _behaviour(design: FeedbackModel, run: Run, sequences: Prepared) -> Tensor:
     """h(t) beside what the outputs say of y(t), zero behind a sequence's end, (T, B, H + F)."""
     seen = torch.cat([run.hidden, design.distribution.mean(run.outputs[..., : design.distribution.size])], -1)
     return seen if sequences.inside is None else torch.where(sequences.inside[..., None], seen, 0.0)
 
 
-def _prepared(policy: TrainingInput, model: Model, batch: Sequences) -> tuple[FeedbackDesign, Prepared]:
-    if not isinstance(model, FeedbackDesign):
+def _prepared(policy: TrainingInput, model: Model, batch: Sequences) -> tuple[FeedbackModel, Prepared]:
+    if not isinstance(model, FeedbackModel):
         raise UsageError(_no_feedback(policy, model))
     return model, model.prepare(batch.x, batch.targets, batch.lengths)
 
 
 def _no_feedback(policy: TrainingInput, model: object) -> str:
     return (
-        f"{type(policy).__name__}: expected a design that feeds its outputs back (OutputRecurrent, ContextToSequence, "
-        f"ConditionalRecurrent), got {type(model).__name__}; train it with TeacherForcing"
+        f"{type(policy).__name__}: expected a model that feeds its outputs back (OutputRecurrent, ContextToSequence, "
+        f"ConditionalRecurrent, EncoderDecoder), got {type(model).__name__}; train it with TeacherForcing"
     )
 
 
-def _run(design: FeedbackDesign, sequences: Prepared, own: Tensor, feedback: Feedback) -> Run:
+def _run(design: FeedbackModel, sequences: Prepared, own: Tensor, feedback: Feedback) -> Run:
     """A run in which some steps see the network's own outputs, the noise for samples drawn here."""
     noise = None
     if feedback == "sample":

@@ -1,4 +1,4 @@
-"""Reading one file: plain text in pieces, or rows with one text each; a fault names the file and the line.
+"""Reading one file: plain text in pieces, or rows with a text in each column; a fault names the file and the line.
 
 Rows are read with Python's own `json` and `csv` and with pyarrow, not through Hugging Face `datasets`, whose
 readers were tried on the same files: its CSV reader (pandas) turns the texts "NA", "null" and "" into missing
@@ -13,7 +13,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +50,23 @@ class TextFile:
         return self.path.suffix.lower() == ".gz"
 
     @property
+    def suffix(self) -> str:
+        """The suffix in small letters; of a packed file the one before .gz."""
+        inner = Path(self.path.stem) if self.compressed else self.path
+        return inner.suffix.lower()
+
+    @property
     def format(self) -> Format:
         """How the text lies in the file, by its suffix; whatever is not known is plain text."""
-        inner = Path(self.path.stem) if self.compressed else self.path
-        return _ROW_FORMATS.get(inner.suffix.lower(), "text")
+        return _ROW_FORMATS.get(self.suffix, "text")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of rows: its name, and the option by which a user names another one."""
+
+    name: str
+    option: str = "--column"
 
 
 @contextmanager
@@ -107,12 +120,13 @@ def text_chunks(file: TextFile, *, errors: ErrorPolicy, start: int = 0, stop: in
         offset = start
         while True:
             block = stream.read(CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - offset))
-            _refuse_binary(file, block, offset)
+            _refuse_binary(file.name, block, offset)
             pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
-                raise _not_utf8(file, offset - pending + error.start, error.object[error.start]) from None
+                at = offset - pending + error.start
+                raise _not_utf8(file.name, _line_at(file, at), at, error.object[error.start]) from None
             if offset == 0:
                 text = text.removeprefix("\ufeff")
             if text:
@@ -130,12 +144,77 @@ def rows(file: TextFile, *, column: str | None, errors: ErrorPolicy) -> Iterator
     Raises:
         DataError: a row is broken, has no such column, or holds something there that is not text.
     """
-    readers = {"jsonl": _jsonl_rows, "csv": _csv_rows, "parquet": _parquet_rows}
-    yield from readers[file.format](file, column or "text", errors)
+    for number, (text,) in records(file, (Column(column or "text"),), errors=errors):
+        yield number, text
 
 
-def _jsonl_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
-    for number, line in _lines(file, errors):
+def records(file: TextFile, columns: Sequence[Column], *, errors: ErrorPolicy) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The rows of a .jsonl, .csv or .parquet file as in `rows`, with the text of each of the columns.
+
+    Raises:
+        DataError: as `rows` does.
+    """
+    readers = {"jsonl": _jsonl_records, "csv": _csv_records, "parquet": _parquet_records}
+    yield from readers[file.format](file, columns, errors)
+
+
+def lines(file: TextFile, *, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+    """The lines of a file as (number from 1, the line with its end); a byte order mark at the start is dropped.
+
+    Raises:
+        DataError: a line of more than 256 MiB, NUL bytes, or bytes that are not UTF-8 while `errors` is "strict".
+    """
+    with reading(file) as stream:
+        yield from stream_lines(stream, file.name, errors=errors)
+
+
+def stream_lines(stream: IO[bytes], name: str, *, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+    """The lines of what is open already, each as soon as it is there; see `lines`."""
+    offset = 0
+    for number, line in enumerate(iter(lambda: stream.readline(LINE_LIMIT + 1), b""), start=1):
+        if len(line) > LINE_LIMIT:
+            raise DataError(f"{name}:{number}: a row of more than {LINE_LIMIT >> 20} MiB; split it into several rows")
+        _refuse_binary(name, line, offset)
+        try:
+            text = line.decode("utf-8", errors)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(name, number, offset + error.start, line[error.start]) from None
+        offset += len(line)
+        yield number, text.removeprefix("\ufeff") if number == 1 else text
+
+
+def tab_records(
+    numbered: Iterator[tuple[int, str]], name: str, columns: Sequence[Column]
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The rows of tab-separated lines, which the first one names, as (line, the text of each of the columns).
+
+    Nothing is quoted. Blank lines between rows are passed over.
+
+    Raises:
+        DataError: a row has more or fewer fields than the header, or no such column.
+    """
+    header: list[str] | None = None
+    places: list[int] = []
+    for number, line in numbered:
+        fields = line.rstrip("\r\n").split("\t")
+        if len(fields) == 1 and not fields[0].strip():
+            continue
+        if header is None:
+            header = fields
+            places = _places(f"{name}:{number}", columns, header)
+        elif len(fields) != len(header):
+            raise DataError(
+                f"{name}:{number}: broken row: expected {len(header)} fields as in the header, got {len(fields)}; "
+                "a tab stands between two fields and in none"
+            )
+        else:
+            yield number, tuple(fields[place] for place in places)
+
+
+def _jsonl_records(
+    file: TextFile, columns: Sequence[Column], errors: ErrorPolicy
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    for number, line in lines(file, errors=errors):
         if not line.strip():
             continue
         where = f"{file.name}:{number}"
@@ -148,19 +227,26 @@ def _jsonl_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[tu
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}; each line must be one JSON object") from None
         if not isinstance(row, dict):
-            raise DataError(f"{where}: expected a JSON object with a column {column!r}, got {_kind(row)}")
-        if column not in row:
-            raise _no_column(where, column, list(row))
-        text = _as_text(row[column], where, column)
-        # Only an escape can bring half of a surrogate pair, which is no character, into decoded text.
-        yield number, _whole_characters(text, where, errors) if "\\u" in line else text
+            wanted = " and ".join(repr(column.name) for column in columns)
+            raise DataError(f"{where}: expected a JSON object with a column {wanted}, got {_kind(row)}")
+        texts = []
+        for column in columns:
+            if column.name not in row:
+                raise _no_column(where, column, list(row))
+            text = _as_text(row[column.name], where, column)
+            # Only an escape can bring half of a surrogate pair, which is no character, into decoded text.
+            texts.append(_whole_characters(text, where, errors) if "\\u" in line else text)
+        yield number, tuple(texts)
 
 
-def _csv_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+def _csv_records(
+    file: TextFile, columns: Sequence[Column], errors: ErrorPolicy
+) -> Iterator[tuple[int, tuple[str, ...]]]:
     # Long texts are the rule here, while the module refuses fields above 128 KiB by default.
     csv.field_size_limit(LINE_LIMIT)
-    reader = csv.reader((line for _, line in _lines(file, errors)), strict=True)
+    reader = csv.reader((line for _, line in lines(file, errors=errors)), strict=True)
     header: list[str] | None = None
+    places: list[int] = []
     line = 1
     while True:
         try:
@@ -173,19 +259,20 @@ def _csv_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[tupl
             return
         if row and header is None:
             header = row
-            if column not in header:
-                raise _no_column(f"{file.name}:{line}", column, header)
+            places = _places(f"{file.name}:{line}", columns, header)
         elif row and header is not None:
             if len(row) != len(header):
                 raise DataError(
                     f"{file.name}:{line}: broken row: expected {len(header)} fields as in the header, got {len(row)}; "
                     "a field with commas or line ends needs quotes"
                 )
-            yield line, row[header.index(column)]
+            yield line, tuple(row[place] for place in places)
         line = reader.line_num + 1
 
 
-def _parquet_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+def _parquet_records(
+    file: TextFile, columns: Sequence[Column], errors: ErrorPolicy
+) -> Iterator[tuple[int, tuple[str, ...]]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -193,67 +280,66 @@ def _parquet_rows(file: TextFile, column: str, errors: ErrorPolicy) -> Iterator[
         raise DataError(
             f"{file.name}: Parquet is compressed by itself and cannot be read through gzip; unpack it first"
         )
+    names = [column.name for column in columns]
     try:
         with pyarrow.parquet.ParquetFile(file.path) as table:
-            if column not in table.schema_arrow.names:
-                raise _no_column(file.name, column, table.schema_arrow.names)
+            _places(file.name, columns, table.schema_arrow.names)
             number = 0
-            for batch in table.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0):
+            for batch in table.iter_batches(batch_size=256, columns=names):
+                for values in zip(*(batch.column(name).to_pylist() for name in names), strict=True):
                     number += 1
-                    yield number, _as_text(value.as_py(), f"{file.name}:{number}", column)
+                    where = f"{file.name}:{number}"
+                    named = zip(values, columns, strict=True)
+                    yield number, tuple(_as_text(value, where, column) for value, column in named)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{file.name}: not a sound Parquet file ({reason}); write or fetch it again") from None
 
 
-def _lines(file: TextFile, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
-    """(line number from 1, the line with its end), decoded."""
-    offset = 0
-    with reading(file) as stream:
-        for number, line in enumerate(iter(lambda: stream.readline(LINE_LIMIT + 1), b""), start=1):
-            if len(line) > LINE_LIMIT:
-                raise DataError(
-                    f"{file.name}:{number}: a row of more than {LINE_LIMIT >> 20} MiB; split it into several rows"
-                )
-            _refuse_binary(file, line, offset)
-            try:
-                text = line.decode("utf-8", errors)
-            except UnicodeDecodeError as error:
-                raise _not_utf8(file, offset + error.start, line[error.start]) from None
-            offset += len(line)
-            yield number, text.removeprefix("\ufeff") if number == 1 else text
+def _places(where: str, columns: Sequence[Column], header: list[str]) -> list[int]:
+    """Where in a row each of the columns stands."""
+    for column in columns:
+        if column.name not in header:
+            raise _no_column(where, column, header)
+    return [header.index(column.name) for column in columns]
 
 
-def _refuse_binary(file: TextFile, block: bytes, offset: int) -> None:
+def _refuse_binary(name: str, block: bytes, offset: int) -> None:
     if offset == 0 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{file.name}: this is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
+        raise DataError(f"{name}: this is UTF-16 text; convert it first: iconv -f UTF-16 -t UTF-8")
     at = block.find(b"\0")
     if at >= 0:
-        raise DataError(f"{file.name}: a binary file (a NUL byte at byte {offset + at}); give files of UTF-8 text")
+        raise DataError(f"{name}: a binary file (a NUL byte at byte {offset + at}); give files of UTF-8 text")
 
 
-def _not_utf8(file: TextFile, offset: int, byte: int) -> DataError:
+def _line_at(file: TextFile, offset: int) -> int:
+    """The number of the line that holds a byte."""
     with reading(file) as stream:
         line, left = 1, offset
         while left and (block := stream.read(min(CHUNK_BYTES, left))):
             line += block.count(b"\n")
             left -= len(block)
+    return line
+
+
+def _not_utf8(name: str, line: int, offset: int, byte: int) -> DataError:
     return DataError(
-        f"{file.name}: line {line}, byte {offset}: not UTF-8 (0x{byte:02x}); "
+        f"{name}: line {line}, byte {offset}: not UTF-8 (0x{byte:02x}); "
         "convert the file, or --errors replace goes on with U+FFFD in such places"
     )
 
 
-def _no_column(where: str, column: str, columns: list[str]) -> DataError:
+def _no_column(where: str, column: Column, columns: list[str]) -> DataError:
     there = ", ".join(columns) if columns else "none"
-    return DataError(f"{where}: no column {column!r}; the columns there: {there}; choose one with --column")
+    return DataError(f"{where}: no column {column.name!r}; the columns there: {there}; choose one with {column.option}")
 
 
-def _as_text(value: Any, where: str, column: str) -> str:
+def _as_text(value: Any, where: str, column: Column) -> str:
     if isinstance(value, str):
         return value
-    raise DataError(f"{where}: column {column!r} must hold text, got {_kind(value)}; choose another with --column")
+    raise DataError(
+        f"{where}: column {column.name!r} must hold text, got {_kind(value)}; choose another with {column.option}"
+    )
 
 
 def _whole_characters(text: str, where: str, errors: ErrorPolicy) -> str:

@@ -28,8 +28,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from throughtime.decoding.of_source import OfSource
 from throughtime.errors import ConfigError, PromptError, ShapeError, UsageError
-from throughtime.models import ConditionalRecurrent, ContextToSequence, Design, FeedbackDesign, HiddenRecurrent
+from throughtime.models import (
+    ConditionalRecurrent,
+    ContextToSequence,
+    Design,
+    EncoderDecoder,
+    FeedbackDesign,
+    HiddenRecurrent,
+)
 
 # The length of a sequence that goes on for as long as it is asked to.
 _ENDLESS = 2**62
@@ -235,15 +243,16 @@ def _advance(
 
 
 def given(
-    model: Design,
+    model: Design | EncoderDecoder,
     *,
     context: Tensor | None = None,
     inputs: Tensor | None = None,
     lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
-) -> Conditioned:
-    """A design as `greedy`, `sample` and `beam_search` take it, given what it is conditioned on.
+) -> Conditioned | OfSource:
+    """A model of p(y | x) as `greedy`, `sample` and `beam_search` take it, given what it is conditioned on.
 
-    Its tokens are the categories 0..V-1 of y(t), and V, the end; `Conditioned.step` gives log-probabilities.
+    The tokens of a design are the categories 0..V-1 of y(t), and V, the end; those of an encoder-decoder its own, the
+    border being the end. `step` gives log-probabilities.
 
         >>> import torch, throughtime as tt
         >>> model = tt.models.ContextToSequence(context_size=3, output_size=5, hidden_size=8, stop="bernoulli_halt")
@@ -252,11 +261,13 @@ def given(
         1
 
     Args:
-        model: `ContextToSequence`, `ConditionalRecurrent`, `OutputRecurrent` or `HiddenRecurrent`, with categorical
-            outputs.
+        model: `EncoderDecoder`; or `ContextToSequence`, `ConditionalRecurrent`, `OutputRecurrent` or
+            `HiddenRecurrent`, with categorical outputs.
         context: of `ContextToSequence`: (C,), or (B, C) for one sequence each; None where `context_size` is 0.
-        inputs: of the others: x(1..τ), (T, I) or (T, B, I), or categories (T,) or (T, B).
-        lengths: τ of each sequence (B,), where the model does not choose it: by default that of the inputs.
+        inputs: of the others: x(1..τ), (T, I) or (T, B, I), or categories (T,) or (T, B); of an encoder-decoder the
+            source, (S,) or (S, B).
+        lengths: τ of each sequence (B,), where the model does not choose it: by default that of the inputs; of an
+            encoder-decoder the lengths of the sources.
 
     Raises:
         UsageError: another model; a context for inputs, or inputs for a context.
@@ -264,6 +275,10 @@ def given(
         ShapeError: context, inputs or lengths that do not fit; lengths for a model that chooses them.
     """
     name = type(model).__name__
+    if isinstance(model, EncoderDecoder):
+        if inputs is None or context is not None:
+            raise UsageError(f"decoding: {name} takes a source; pass inputs= alone")
+        return OfSource(model, inputs, lengths)
     if not isinstance(model, ContextToSequence | ConditionalRecurrent | HiddenRecurrent):
         raise UsageError(f"decoding: given is for designs that put out sequences, got {name}; "
                          "a model that has step() is decoded as it is")  # fmt: skip

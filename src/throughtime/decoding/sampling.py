@@ -22,7 +22,7 @@ from throughtime.decoding.stop import StopRule, border_of, end_of
 from throughtime.errors import ConfigError, DivergedError, PromptError, ShapeError, UsageError
 from throughtime.kernels.native.generation import ChoiceRule, Chunk, PackedModel, Stepper
 from throughtime.layers.modes import in_evaluation_mode
-from throughtime.models import Design
+from throughtime.models import Design, EncoderDecoder
 
 PromptIds: TypeAlias = "Tensor | Sequence[int] | None"
 
@@ -263,7 +263,7 @@ def silent_actions(model: Steppable) -> int:
 
 def prompt_ids(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor, "T B"]:
     """The prompt of every row, on the model's device."""
-    if isinstance(model, Design):
+    if isinstance(model, Design | EncoderDecoder):
         raise UsageError(
             f"decoding: {type(model).__name__} has no step of its own; say what it is given: "
             "tt.decoding.given(model, context=...), or inputs=..."

@@ -1,0 +1,219 @@
+"""An encoder-decoder, given sources, as something to decode: one step of its decoder for many rows at once.
+
+Rows that go on from one source look at one memory: with K rows for each of G sources, attention is G products of K
+queries, and no copy of what the encoder made. Where the native engine takes the decoder's layers, their weights are
+packed once and every step runs on it, a whole beam as one batch.
+
+The actions are those of `throughtime.decoding.conditioned`, but that the end is the model's border token, a category
+among the others:
+
+    0 .. V-1    a token; the border is the end, and what is read before the first action
+    V+τ         where lengths are predicted, the first action: the sequence will have τ tokens
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from throughtime.errors import PromptError, ShapeError
+from throughtime.layers import Memory, in_evaluation_mode
+from throughtime.models import EncoderDecoder
+from throughtime.models.sequence_length import remaining
+from throughtime.nn import LayerStepper, LayerSteps
+from throughtime.nn.states import join_state, split_state
+from throughtime.nn.stepping import stepping_refusal
+
+# The length of a sequence that goes on for as long as it is asked to.
+_ENDLESS = 2**62
+
+
+class Writing(NamedTuple):
+    """Where the rows stand.
+
+    read: the actions read so far, the opening one among them. sources: which source each row has (N,). present: the
+    sources that some row has, in the order of the rows, `each` rows of every one; memory is theirs. lengths: the tokens
+    of each row, where they are predicted (N,). layers: the states of the layers, (N, ·) each. fed: h̃(t-1) (N, H).
+    coverage: (N, S) or None. weights: the attention of the last step (N, S); None without attention, or before it.
+    """
+
+    read: int
+    sources: Tensor
+    present: Tensor
+    each: int
+    memory: Memory | None
+    lengths: Tensor
+    layers: list[Any]
+    fed: Tensor
+    coverage: Tensor | None
+    weights: Tensor | None
+
+
+class OfSource(nn.Module):
+    """p(y, τ | x) of an encoder-decoder for given sources, step by step: what `given` makes of it.
+
+    vocabulary_size: actions. border_id: the end. stop_kind: how sequences end. silent_actions: those at the beginning
+    that are no part of a sequence. batch_size: the sources, one for each row of what is decoded; None where there is a
+    single one, for any number of rows.
+    """
+
+    def __init__(
+        self,
+        model: EncoderDecoder,
+        inputs: Int[Tensor, "S B"] | Int[Tensor, " S"],
+        lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        single = inputs.dim() == 1
+        config = model.config
+        self.model = model
+        self.stop_kind: str = config.stop
+        self.border_id: int = config.border_id
+        self.symbols: int = config.target_vocabulary_size
+        self.silent_actions = int(config.stop == "predicted_length")
+        self.vocabulary_size = self.symbols + self.silent_actions * (1 + config.max_length)
+        tokens = inputs[:, None] if single else inputs
+        given = None if lengths is None else torch.as_tensor(lengths, device=tokens.device)
+        with torch.no_grad(), in_evaluation_mode(model):
+            self._encoded = model.encode((tokens, given))
+        self.batch_size = None if single else tokens.shape[1]
+        weight = model.readout.weight_ho
+        native = stepping_refusal(model.decoder) is None and weight.dtype == torch.float32
+        self._stepper = LayerStepper(model.decoder) if native else None
+
+    def initial_state(self, batch_size: int) -> Writing:
+        """Before the first action.
+
+        Raises:
+            ShapeError: another number of rows than there are sources.
+        """
+        if self.batch_size not in (None, batch_size):
+            raise ShapeError(
+                f"decoding: one row for each of the {self.batch_size} sources, got {batch_size} rows; for several "
+                "sequences of one, give that one without the axis of the batch"
+            )
+        summary = self._encoded.summary
+        sources = torch.arange(batch_size, device=summary.device) % max(1, len(summary))
+        layers = [type(state)(*(field[sources] for field in state)) for state in self._encoded.states]
+        fed = summary.new_zeros(batch_size, self.model.config.hidden_size)
+        lengths = torch.full_like(sources, _ENDLESS)
+        begun = Writing(0, sources, sources[:0], 1, None, lengths, layers, fed, None, None)
+        begun = self._with_memory(begun)
+        if begun.memory is not None and self.model.config.coverage:
+            begun = begun._replace(coverage=fed.new_zeros(batch_size, begun.memory.values.shape[1]))
+        return begun
+
+    @torch.no_grad()
+    def step(self, tokens: Int[Tensor, " N"], state: Writing) -> tuple[Float[Tensor, "N V"], Writing]:
+        """log p of each action after one more, and the new state.
+
+        Raises:
+            PromptError: the first action read is not `border_id`.
+        """
+        if state.read == 0 and bool((tokens != self.border_id).any()):
+            raise PromptError(f"decoding: a prompt must begin with {self.border_id}, which opens every sequence of "
+                              f"{type(self.model).__name__}, got {tokens.tolist()}")  # fmt: skip
+        if self.silent_actions and state.read == 0:
+            log_p = self.model.length_log_prob(self._encoded)[state.sources]  # (N, max_length + 1)
+            return functional.pad(log_p, (self.symbols, 0), value=-math.inf), state._replace(read=1)
+        if self.silent_actions and state.read == 1:
+            state = state._replace(lengths=(tokens - self.symbols).clamp(min=0))
+            tokens = torch.full_like(tokens, self.border_id)
+        h, state = self.advance(tokens, state)
+        return self._actions(self.model.outputs(h), state), state
+
+    def advance(self, tokens: Int[Tensor, " N"], state: Writing) -> tuple[Float[Tensor, "N H"], Writing]:
+        """h̃(t) of each row after one more token, and the new state; the state's `read` has counted it."""
+        model, t = self.model, state.read + 1 - self.silent_actions  # of the next token
+        with in_evaluation_mode(model):
+            parts = [model.target_embedding(tokens.clamp(max=self.symbols - 1))]
+            if self.silent_actions:
+                parts.append(remaining(state.lengths - (t - 1), 1, model.config.max_length)[0].to(state.fed.dtype))
+            if model.config.input_feeding:
+                parts.append(state.fed)
+            h, layers = self._through_layers(torch.cat(parts, -1), state.layers)
+            weights, coverage = None, state.coverage
+            if state.memory is not None:
+                h, weights = self._attended(h, state)
+                coverage = None if coverage is None else coverage + weights
+        return h, state._replace(read=state.read + 1, layers=layers, fed=h, coverage=coverage, weights=weights)
+
+    def reorder(self, state: Writing, indices: Int[Tensor, " N"]) -> Writing:
+        """The state of the rows `indices`, any number of them."""
+        return self._with_memory(
+            state._replace(
+                sources=state.sources[indices],
+                lengths=state.lengths[indices],
+                layers=[type(layer)(*(field[indices] for field in layer)) for layer in state.layers],
+                fed=state.fed[indices],
+                coverage=None if state.coverage is None else state.coverage[indices],
+                weights=None if state.weights is None else state.weights[indices],
+            )
+        )
+
+    def attention(self, state: Writing) -> Float[Tensor, "N S"] | None:
+        """The weights with which the step that led to `state` looked at the source; None without attention."""
+        return state.weights
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _through_layers(self, x: Float[Tensor, "N I"], states: list[Any]) -> tuple[Tensor, list[Any]]:
+        layer = self.model.decoder
+        if self._stepper is None:
+            return LayerSteps(layer, 1, x).advance(0, x, states)
+        if not len(x):
+            return x.new_zeros(0, self.model.config.hidden_size), states
+        kind, stepper = layer.cell_type.State, self._stepper
+        stepper.begin(len(x))
+        stepper.set_state(join_state([[state] for state in states], equal_sizes=True, batched=True))
+        h = stepper.step(x)
+        sizes = [layer._state_sizes(index) for index in range(layer.num_layers)]
+        after = split_state(
+            stepper.state(), kind=kind, sizes=sizes, directions=1, batched=True, batch=len(x), who="decoding"
+        )
+        return h, [own for (own,) in after]
+
+    def _attended(self, h: Float[Tensor, "N H"], state: Writing) -> tuple[Float[Tensor, "N H"], Float[Tensor, "N S"]]:
+        """h̃(t) and α(t): the rows of one source as several queries of one memory."""
+        model, memory = self.model, state.memory
+        assert memory is not None
+        if state.coverage is None:
+            query = h.view(len(state.present), state.each, -1)  # (G, K, H)
+            context, weights = model.attention(query, memory)
+        else:
+            # The keys are each row's own.
+            rows = torch.arange(len(state.present), device=h.device).repeat_interleave(state.each)
+            context, weights = model.attention(h[:, None], memory.select(rows), state.coverage)
+        return model.attentional(context.reshape(len(h), -1), h), weights.reshape(len(h), -1)
+
+    def _with_memory(self, state: Writing) -> Writing:
+        """The state with the memory of the sources that its rows have."""
+        if self._encoded.memory is None:
+            return state
+        present, counts = torch.unique_consecutive(state.sources, return_counts=True)
+        each = int(counts[0]) if len(counts) else 1
+        if bool((counts != each).any()):
+            present, each = state.sources, 1
+        if state.memory is not None and torch.equal(present, state.present):
+            return state._replace(each=each)
+        return state._replace(present=present, each=each, memory=self._encoded.memory.select(present))
+
+    def _actions(self, o: Float[Tensor, "N O"], state: Writing) -> Float[Tensor, "N V"]:
+        """log p of each action that o(t) stands for; of the end alone where a predicted length is over."""
+        log_p = o[:, : self.symbols].log_softmax(-1)  # (N, V)
+        if self.stop_kind == "end_symbol":
+            return log_p
+        if self.stop_kind == "bernoulli_halt":
+            log_p = functional.logsigmoid(-o[:, self.symbols :]) + log_p
+            log_p[:, self.border_id] = functional.logsigmoid(o[:, self.symbols])
+            return log_p
+        over = (state.read - self.silent_actions > state.lengths)[:, None]  # (N, 1)
+        log_p = log_p.masked_fill(over, -math.inf)
+        log_p[:, self.border_id] = torch.where(over[:, 0], 0.0, -math.inf).to(log_p.dtype)
+        return functional.pad(log_p, (0, self.vocabulary_size - self.symbols), value=-math.inf)

@@ -227,8 +227,9 @@ def _jsonl_records(
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}; each line must be one JSON object") from None
         if not isinstance(row, dict):
-            wanted = " and ".join(repr(column.name) for column in columns)
-            raise DataError(f"{where}: expected a JSON object with a column {wanted}, got {_kind(row)}")
+            names = " and ".join(repr(column.name) for column in columns)
+            wanted = f"a column {names}" if len(columns) == 1 else f"the columns {names}"
+            raise DataError(f"{where}: expected a JSON object with {wanted}, got {_kind(row)}")
         texts = []
         for column in columns:
             if column.name not in row:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from throughtime.data.codecs import Codec, Ids
@@ -59,18 +60,18 @@ class Unknown(NamedTuple):
 class SourceTokens(NamedTuple):
     """The sources of a batch: ids (S, B), zero padded, and how many of them are each source's own (B,)."""
 
-    tokens: Tensor
-    lengths: Tensor
+    tokens: Int64[Tensor, "S B"]
+    lengths: Int64[Tensor, " B"]
 
 
 @dataclass(frozen=True, eq=False)
 class PairBatch:
     """B pairs as int64 ids, zero past each length, time first: source (S, B) and targets (T, B), without borders."""
 
-    source: Tensor
-    source_lengths: Tensor
-    targets: Tensor
-    lengths: Tensor
+    source: Int64[Tensor, "S B"]
+    source_lengths: Int64[Tensor, " B"]
+    targets: Int64[Tensor, "T B"]
+    lengths: Int64[Tensor, " B"]
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -120,7 +121,7 @@ class Ragged:
         """The rows that hold a token."""
         return np.unique(np.repeat(np.arange(len(self)), self.lengths)[self.ids == token])
 
-    def padded(self, rows: Numbers) -> tuple[Tensor, Tensor]:
+    def padded(self, rows: Numbers) -> tuple[Int64[Tensor, "T B"], Int64[Tensor, " B"]]:
         """(ids (T, B), zero past each length; lengths (B,)) of some rows; T is the longest of them."""
         lengths = self.lengths[rows]  # (B,)
         steps = np.arange(lengths.max(initial=0))[:, None]  # (T, 1)

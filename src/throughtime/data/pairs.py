@@ -204,8 +204,8 @@ def _two_fields(numbered: Iterator[tuple[int, str]], name: str) -> Iterator[tupl
             yield number, fields
         elif len(fields) > 2:
             raise DataError(
-                f"{name}:{number}: expected a source and a target, got {len(fields)} fields; name two of them with "
-                f"{SOURCE_COLUMN} and {TARGET_COLUMN}, as the first line then does"
+                f"{name}:{number}: expected a source and a target, got {len(fields)} fields; with a header as the "
+                f"first line, name two columns by {SOURCE_COLUMN} and {TARGET_COLUMN}"
             )
         elif line.strip():
             raise DataError(

@@ -37,7 +37,7 @@ PADDING = 0.08
 _BLOCK = 1 << 14
 # Target lengths count as equal within such a factor: with few pairs of each length, a batch is short on one side
 # and wide on the other unless several lengths share a furrow. Which factor pads least is tried.
-_FACTORS = (1.0, 1.05, 1.1, 1.2, 1.4, 2.0)
+_FACTORS = (1.0, 1.1, 1.2, 1.4)
 
 Numbers = npt.NDArray[np.int64]
 

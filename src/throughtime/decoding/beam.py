@@ -3,8 +3,12 @@
     s(y(1..t)) = s(y(1..t-1)) + log p(y(t) | y(1..t-1))
 
 At each step every kept beginning is lengthened by every token; of those that go on, the `width` with the greatest s are
-kept. A sequence that ends leaves the beam for good: nothing that is found later can push it out but a likelier whole
-sequence. With a width of all beginnings this is a search through everything.
+kept. A sequence that ends leaves the beam for good: nothing that is found later can push it out but a better whole
+sequence. Whole sequences are compared by s, or by what `Search` makes of it (`throughtime.decoding.scoring`). With a
+width of all beginnings this is a search through everything.
+
+A row is settled once none of its beginnings can come to a better sequence than those it has; it leaves the batch then,
+and costs nothing more.
 
 Source: Lowerre 1976, "The HARPY speech recognition system"; Graves 2012, "Sequence transduction with recurrent neural
 networks", section 2.6.
@@ -13,31 +17,29 @@ networks", section 2.6.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from throughtime.decoding.protocol import Steppable, reordered
+from throughtime.decoding.choice import diverse_choice
+from throughtime.decoding.constraints import Constraints
+from throughtime.decoding.hypotheses import Chains, Frame, Hypotheses, merged, trimmed
+from throughtime.decoding.protocol import Attending, Masking, Ranked, Steppable, reordered
+from throughtime.decoding.ranking import likeliest, ranked, ranked_step
+from throughtime.decoding.required import RequiredPhrases, fair_choice
 from throughtime.decoding.sampling import PromptIds, diverged, prompt_ids, read_prompt, silent_actions
+from throughtime.decoding.scoring import coverage_penalty, length_penalty, settled
+from throughtime.decoding.search import Search, impossible
 from throughtime.decoding.stop import StopRule, end_of
 from throughtime.errors import ConfigError
 from throughtime.layers.modes import in_evaluation_mode
 
+__all__ = ["Hypotheses", "Search", "beam_search"]
 
-class Hypotheses(NamedTuple):
-    """The N best sequences of each row that were found, the best first.
-
-    tokens: (T, B, N) int64, the prompt not among them; the end symbol behind a sequence's end.
-    lengths: (B, N) int64, tokens of each sequence before its end symbol.
-    scores: (B, N) float64, log p of each whole sequence under the model, in nats, its end included; -inf where a row
-        has fewer than N sequences.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    scores: Tensor
+_BY_LOG_P = Search()
 
 
 def beam_search(
@@ -48,8 +50,9 @@ def beam_search(
     width: int,
     n_best: int = 1,
     stop: StopRule | None = None,
+    search: Search = _BY_LOG_P,
 ) -> Hypotheses:
-    """The likeliest sequences that a beam of `width` beginnings finds, by the model's own steps.
+    """The best sequences that a beam of `width` beginnings finds, by the model's own steps.
 
         >>> import torch, throughtime as tt
         >>> model = tt.models.LanguageModel(vocabulary_size=10, hidden_size=8, embedding_size=4)
@@ -58,120 +61,261 @@ def beam_search(
         (torch.Size([1, 2]), True)
 
     Args:
-        model: anything `Steppable`, as in `sample`; rows of its state are picked as `Reordering` says.
+        model: anything `Steppable`, as in `sample`; rows of its state are picked as `Reordering` says. Where it is
+            `Ranking`, it finds the likeliest tokens itself; where it is `Attending`, its attention is handed on.
         prompt: what is read first: (T,) ids, or (T, B); by default the model's border token.
         length: tokens to write, at most; a sequence that has not ended by then is cut there, and counts as it is.
-        width: beginnings kept for each row.
+        width: beginnings kept for each row. Where there are fewer, as after the first step of a small vocabulary, all
+            are kept.
         n_best: sequences to return for each row.
         stop: what ends a sequence, as in `sample`.
+        search: how sequences are compared, and which are allowed. Where fewer than `n_best` are found that are, the
+            others have a score of -inf.
 
     Raises:
         PromptError, ShapeError: see `sample`.
-        ConfigError: a length below 0, a width or n_best below 1; `stop` is none of the model's.
+        ConfigError: a length below 0, a width or n_best below 1; `stop` is none of the model's; what `search` asks for
+            cannot be had of this model at this length and width. All faults at once.
         DivergedError: the logits are not numbers.
     """
-    for name, value, least in (("length", length, 0), ("width", width, 1), ("n_best", n_best, 1)):
-        if value < least:
-            raise ConfigError(f"beam_search: {name} must be >= {least}, got {value}")
-    ids = prompt_ids(model, prompt, 1)  # (T, B)
-    search = _Search(ids.shape[1], ids.device, length, width, n_best, end_of(model, stop), silent_actions(model))
-    if length:
-        _search(model, ids, search)
-    return search.best()
+    least = (("length", length, 0), ("width", width, 1), ("n_best", n_best, 1))
+    faults = [f"{name} must be >= {lowest}, got {value}" for name, value, lowest in least if value < lowest]
+    end, ids = end_of(model, stop), prompt_ids(model, prompt, 1)  # (T, B)
+    faults += impossible(
+        search, vocabulary=model.vocabulary_size, length=max(length, 0), width=width, rows=ids.shape[1], end=end
+    )
+    if search.coverage_penalty and not (isinstance(model, Attending) and isinstance(model, Masking)):
+        faults.append(f"coverage_penalty needs a model with attention(state) and source_mask(state), got "
+                      f"{type(model).__name__}; set it to 0")  # fmt: skip
+    if faults:
+        raise ConfigError(f"beam_search: {'; '.join(faults)}")
+    silent = silent_actions(model)
+    task = _Task(search, length + silent if length else 0, width // search.groups, n_best, end, silent)
+    with torch.inference_mode(), in_evaluation_mode(model):
+        found = _found(model, ids, task)
+    # Copied outside of inference mode, so that a loss of these sequences may be differentiated.
+    return Hypotheses(*(None if part is None else part.clone().cpu() for part in found))  # type: ignore[arg-type]
 
 
-@torch.inference_mode()
-def _search(model: Steppable, tokens: Int[Tensor, "T B"], search: _Search) -> None:
+@dataclass(frozen=True)
+class _Task:
+    """What is searched for. steps: at most, the `silent` ones at the beginning among them; width: of one group."""
+
+    search: Search
+    steps: int
+    width: int
+    n_best: int
+    end: int | None
+    silent: int
+
+    def kept(self, step: int) -> int:
+        """Beginnings to keep after this step; after the last, as many as can be returned."""
+        return max(self.width, self.n_best) if step + 1 == self.steps else self.width
+
+    def penalty(self, steps: int) -> float:
+        """lp after so many steps."""
+        return length_penalty(steps - self.silent, self.search.length_penalty)
+
+
+def _found(model: Steppable, prompt: Int[Tensor, "T B"], task: _Task) -> Hypotheses:
     """Lengthen until nothing better can come."""
-    logits, state = read_prompt(model, tokens)
-    while True:
-        log_p = logits.double().log_softmax(-1)  # (B·K, V)
-        if log_p.isnan().any():
-            raise diverged(model)
-        rows, chosen = search.lengthen(log_p)
-        if search.settled():
-            return
-        state = reordered(model, state, rows, rows=len(logits))
-        with in_evaluation_mode(model):
-            logits, state = model.step(chosen, state)
+    groups = task.search.groups
+    beam = _Beam(model, task, prompt.shape[1], prompt.device)
+    if task.steps:
+        logits, state = read_prompt(model, prompt)
+        if groups > 1:
+            each = torch.arange(len(logits), device=logits.device).repeat_interleave(groups)
+            logits, state = logits[each], reordered(model, state, each, rows=len(logits))
+        if task.search.coverage_penalty:
+            beam.source = model.source_mask(state)  # type: ignore[attr-defined]
+        following = beam.ranked(logits, state)
+        while True:
+            rows, chosen = beam.lengthen(model, following)
+            if not len(rows):
+                break
+            state = reordered(model, following.state, rows, rows=len(following.log_p))
+            if beam.restricted:
+                following = beam.ranked(*model.step(chosen, state))
+            else:
+                following = ranked_step(model, chosen, state, beam.candidates(), task.end)
+    found = beam.chains.followed(task.end, task.silent)
+    return trimmed(found if groups == 1 else merged(found, groups, task.end), task.end)
 
 
-class _Search:
-    """The beam of every row, and the best that it has found.
+class _Beam:
+    """The beginnings of every row: B·G rows with K beginnings each, G the groups.
 
-    Beginnings are kept as a chain: for each step, the token of each of the K beginnings and which one it came from.
+    scores: (B, K) log p of each. chains: what they have written, and the whole sequences. source: (B, S) bool, the real
+    places of what the model attends to, where that counts.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        device: torch.device,
-        length: int,
-        width: int,
-        n_best: int,
-        end: int | None,
-        silent: int,
-    ) -> None:
-        self.steps, self.width, self.end, self.silent = length + silent, width, end, silent
-        self.scores = torch.zeros(rows, 1, dtype=torch.float64, device=device)  # (B, K) of the beginnings
-        self.tokens: list[Tensor] = []  # (B, K) at each step
-        self.parents: list[Tensor] = []
-        # Of whole sequences: their scores, their steps, and the beginning that the last of these steps lengthened.
-        self.found = torch.full((rows, n_best), -math.inf, dtype=torch.float64, device=device)
-        self.found_steps = torch.zeros(rows, n_best, dtype=torch.int64, device=device)
-        self.found_slots = torch.zeros_like(self.found_steps)
-        if not length:
-            self._keep(self.scores, silent, torch.zeros_like(self.found_steps[:, :1]))
+    def __init__(self, model: Steppable, task: _Task, sentences: int, device: torch.device) -> None:
+        search, rows = task.search, sentences * task.search.groups
+        self.task = task
+        self.scores = torch.zeros(rows, 1, dtype=torch.float64, device=device)
+        self.chains = Chains(rows, task.n_best, device)
+        self.source: Tensor | None = None
+        self._step = 0
+        self._vocabulary = model.vocabulary_size
+        self._attends = isinstance(model, Attending)
+        self._constraints = Constraints.of(search, sentences, device)
+        phrases = search.required_phrases
+        self._required = RequiredPhrases(phrases, model.vocabulary_size, device) if phrases else None
+        # What beginnings take with them: (B, K, ·) each.
+        self._written = torch.zeros(rows, 1, 0, dtype=torch.int64, device=device) if self._constraints else None
+        self._progress = self._required.begin(rows) if self._required else None
+        self._coverage: Tensor | None = None
+        if not task.steps:
+            self.chains.end(self.scores, 0)
 
-    def lengthen(self, log_p: Float[Tensor, "N V"]) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
-        """One more token for every beginning: which rows of the model's batch go on, and their tokens."""
-        batch, before = self.scores.shape
-        scores = self.scores[..., None] + log_p.reshape(batch, before, -1)  # (B, K, V)
-        step = len(self.tokens)
-        if self.end is not None:
-            slots = torch.arange(before, device=scores.device).expand(batch, -1)
-            self._keep(scores[..., self.end], step, slots)
-            scores[..., self.end] = -math.inf
-        last = step + 1 == self.steps
-        vocabulary = scores.shape[-1]
-        flat = scores.flatten(1)  # (B, K·V)
-        kept = max(self.width, self.found.shape[1]) if last else self.width
-        self.scores, best = flat.topk(min(kept, flat.shape[1]))  # (B, K')
-        self.tokens.append(best % vocabulary)
-        self.parents.append(best // vocabulary)
-        if last:
+    @property
+    def restricted(self) -> bool:
+        """Whether all log-probabilities are needed, and not only the greatest."""
+        return self._constraints is not None or self._required is not None
+
+    def candidates(self) -> int:
+        """How many of the likeliest tokens can be of use to one beginning."""
+        # Each group must find its own behind all that others have chosen.
+        count = self.task.kept(self._step) * self.task.search.groups
+        if self._required is not None:
+            count += len(self._required.tokens)
+        # Of a vocabulary of the end alone, one that is impossible: no row is ever without candidates.
+        return max(1, min(count, self._vocabulary - (self.task.end is not None)))
+
+    def ranked(self, logits: Float[Tensor, "N V"], state: Any) -> Ranked:
+        """The likeliest of the tokens that are allowed, and those that required phrases need."""
+        log_p = logits.double().log_softmax(-1)
+        if self._step < self.task.silent:
+            return ranked(log_p, state, self.candidates(), self.task.end)
+        if self._constraints is not None:
+            assert self._written is not None
+            sentences = self.chains.rows // self.task.search.groups
+            per_row = log_p.view(*self.scores.shape, -1)  # (B, K, V)
+            log_p = self._constraints.allowed(per_row, self._written, sentences).flatten(0, 1)
+        following = ranked(log_p, state, self.candidates(), self.task.end)
+        if self._required is None:
+            return following
+        tokens = self._required.tokens.expand(len(log_p), -1)  # (N, R)
+        known = (following.ids[..., None] == self._required.tokens).any(1)  # (N, R)
+        extra = log_p.gather(1, tokens).masked_fill(known, -math.inf)
+        return following._replace(
+            log_p=torch.cat([following.log_p, extra], 1), ids=torch.cat([following.ids, tokens], 1)
+        )
+
+    def lengthen(self, model: Steppable, following: Ranked) -> tuple[Int[Tensor, " M"], Int[Tensor, " M"]]:
+        """One more token for every beginning: which rows of the model's batch go on, and their tokens; none at the end.
+
+        Raises:
+            DivergedError: log-probabilities that are no numbers.
+            ConfigError: a coverage penalty, and no attention.
+        """
+        if following.log_p.isnan().any():
+            raise diverged(model)
+        shape = self.scores.shape
+        log_p, ids = following.log_p.view(*shape, -1), following.ids.view(*shape, -1)  # (B, K, k)
+        of_end = None if following.of_end is None else following.of_end.view(shape)  # (B, K)
+        attention = self._look(model, following.state)
+        if of_end is not None and self._step >= self.task.silent + self.task.search.minimum_length:
+            self._keep(self.scores + of_end, self._step)
+        progress = self._progress_after(ids)  # (B, K, k, P)
+        best = self._choice(self.scores[..., None] + log_p, ids, progress)  # (B, K'), of K·k
+        parents = best // ids.shape[-1]
+        tokens, added = ids.flatten(1).gather(1, best), log_p.flatten(1).gather(1, best)
+        self.chains.add(Frame(parents, tokens, added, of_end, attention))
+        self.scores = self.scores.gather(1, parents) + added
+        self._take(parents, tokens, None if progress is None else _of_slots(progress.flatten(1, 2), best))
+        self._step += 1
+        if self._step == self.task.steps:
             # What has not ended is cut here.
-            slots = torch.arange(best.shape[1], device=best.device).expand(batch, -1)
-            self._keep(self.scores, step + 1, slots)
-        offsets = torch.arange(batch, device=best.device)[:, None] * before
-        return (self.parents[-1] + offsets).flatten(), self.tokens[-1].flatten()
+            self._keep(self.scores, self._step)
+            return parents[:0, 0], tokens[:0, 0]
+        stay = self._unsettled()
+        rows = torch.arange(shape[0], device=parents.device)[:, None]
+        if stay is not None:
+            rows, parents, tokens = stay[:, None], parents[stay], tokens[stay]
+        return (parents + rows * shape[1]).flatten(), tokens.flatten()
 
-    def _keep(self, scores: Tensor, step: int, slots: Tensor) -> None:
-        """Whole sequences (B, K) that have ended at `step`, among the best so far."""
-        count = self.found.shape[1]
-        steps = torch.full_like(slots, step)
-        self.found, order = torch.cat([self.found, scores], 1).sort(dim=1, descending=True, stable=True)
-        self.found = self.found[:, :count]
-        self.found_steps = torch.cat([self.found_steps, steps], 1).gather(1, order)[:, :count]
-        self.found_slots = torch.cat([self.found_slots, slots], 1).gather(1, order)[:, :count]
+    def _look(self, model: Steppable, state: Any) -> Float[Tensor, "B K S"] | None:
+        """Where the step that led to `state` has looked; counted, where it matters."""
+        look = model.attention(state) if self._attends else None  # type: ignore[attr-defined]
+        attention: Tensor | None = None if look is None else look.view(*self.scores.shape, -1)
+        if self.source is not None and self._step >= self.task.silent:
+            if attention is None:
+                raise ConfigError(f"beam_search: coverage_penalty needs a model that attends, got {_name(model)} "
+                                  "without attention; set it to 0")  # fmt: skip
+            self._coverage = attention.double() if self._coverage is None else self._coverage + attention
+        return attention
 
-    def settled(self) -> bool:
-        """Whether no beginning can become one of the best any more: a score only falls."""
-        return len(self.tokens) == self.steps or bool((self.scores[:, 0] <= self.found[:, -1]).all())
+    def _keep(self, scores: Float[Tensor, "B K"], step: int) -> None:
+        """Whole sequences with these log p, after so many steps and perhaps the end, if they are among the best."""
+        # The end is a token too; a sequence that is cut has none.
+        ranking = scores / self.task.penalty(min(step + 1, self.task.steps))
+        if self.source is not None and self._coverage is not None:
+            ranking = ranking + coverage_penalty(self._coverage, self.source, self.task.search.coverage_penalty)
+        if self._required is not None and self._progress is not None:
+            ranking = ranking.masked_fill(self._required.met(self._progress) < self._required.total, -math.inf)
+        self.chains.end(ranking, step)
 
-    def best(self) -> Hypotheses:
-        """The best whole sequences, followed back to their first tokens."""
-        filler = 0 if self.end is None else self.end
-        tokens = torch.full((len(self.tokens), *self.found.shape), filler, device=self.found.device)  # (T, B, N)
-        real = self.found > -math.inf
-        slots = self.found_slots
-        for step in reversed(range(len(self.tokens))):
-            within = real & (step < self.found_steps)
-            slot = torch.where(within, slots, 0)
-            tokens[step] = torch.where(within, self.tokens[step].gather(1, slot), filler)
-            slots = torch.where(within, self.parents[step].gather(1, slot), slots)
-        lengths = torch.where(real, self.found_steps - self.silent, 0)
-        longest = int(lengths.max()) if lengths.numel() else 0
-        tokens = tokens[self.silent :]
-        kept = tokens[: min(len(tokens), longest + 1)] if self.end is not None else tokens
-        return Hypotheses(kept.cpu(), lengths.cpu(), self.found.clone().cpu())
+    def _progress_after(self, ids: Int[Tensor, "B K n"]) -> Int[Tensor, "B K n P"] | None:
+        """How far each candidate is with the required phrases."""
+        if self._required is None or self._progress is None:
+            return None
+        if self._step < self.task.silent:
+            return self._progress[:, :, None].expand(*ids.shape, -1)
+        return self._required.after(self._progress, ids)
+
+    def _choice(self, scores: Float[Tensor, "B K n"], ids: Tensor, progress: Tensor | None) -> Int[Tensor, "B k"]:
+        """Which of the K·n candidates go on."""
+        groups, flat = self.task.search.groups, scores.flatten(1)
+        count = min(self.task.kept(self._step), flat.shape[1])
+        required, banks = self._required, None
+        if required is not None and progress is not None:
+            banks = required.met(progress).flatten(1)  # (B, K·n)
+            if self._step + 1 == self.task.steps:
+                flat, banks = flat.masked_fill(banks < required.total, -math.inf), None
+
+        def choose(scores: Tensor, group: int) -> Tensor:
+            if banks is None or required is None:
+                return likeliest(scores, count)[1]
+            return fair_choice(scores, banks[group::groups], required.total, count)
+
+        if groups == 1:
+            return choose(flat, 0)
+        by_group = [part.reshape(-1, groups, flat.shape[1]) for part in (flat, ids)]
+        return diverse_choice(by_group[0], by_group[1], self.task.search.diversity, choose).flatten(0, 1)
+
+    def _take(self, parents: Int[Tensor, "B K"], tokens: Int[Tensor, "B K"], progress: Tensor | None) -> None:
+        """What each new beginning has from the one that it lengthens."""
+        self._progress = progress
+        if self._coverage is not None:
+            self._coverage = _of_slots(self._coverage, parents)
+        if self._written is not None and self._step >= self.task.silent:
+            self._written = torch.cat([_of_slots(self._written, parents), tokens[..., None]], -1)
+        elif self._written is not None:
+            self._written = _of_slots(self._written, parents)
+
+    def _unsettled(self) -> Int[Tensor, " M"] | None:
+        """The rows that go on, after the others have left; None where all do."""
+        done = settled(self.scores, self.chains.ranking[:, -1], self.task.penalty(self.task.steps))
+        groups = self.task.search.groups
+        if groups > 1:
+            # What one group chooses counts for the others, as long as one of them goes on.
+            done = done.view(-1, groups).all(1).repeat_interleave(groups)
+        if not done.any():
+            return None
+        stay = self.chains.leave(done)
+        self.scores = self.scores[stay]
+        self.source, self._written, self._progress, self._coverage = (
+            None if part is None else part[stay]
+            for part in (self.source, self._written, self._progress, self._coverage)
+        )
+        return stay
+
+
+def _of_slots(values: Tensor, slots: Int[Tensor, "B K"]) -> Tensor:
+    """(B, K, ·) of these slots of every row."""
+    return values[torch.arange(len(values), device=values.device)[:, None], slots]
+
+
+def _name(model: object) -> str:
+    return type(model).__name__

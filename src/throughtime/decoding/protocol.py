@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from throughtime.errors import ShapeError
@@ -52,6 +52,49 @@ class Reordering(Protocol):
         ...
 
 
+@runtime_checkable
+class Attending(Protocol):
+    """A model whose steps look at a source of S places."""
+
+    def attention(self, state: Any) -> Float[Tensor, "B S"]:
+        """The weights with which the step that led to `state` looked at the source; zeros on padding.
+
+        That step's logits are of the next token, so these weights belong to it.
+        """
+        ...
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """A model that tells which places of its source are real: what a coverage penalty must know."""
+
+    def source_mask(self, state: Any) -> Bool[Tensor, "B S"]:
+        """True where a row has a source, False on its padding."""
+        ...
+
+
+class Ranked(NamedTuple):
+    """The likeliest next tokens of each row, the best first, equals by their ids.
+
+    log_p: (B, k) float64, in nats; -inf where a row has fewer than k possible tokens. ids: (B, k) int64. of_end: (B,)
+    float64, log p of the end, which is not among the k; None where nothing ends a sequence. state: the new one.
+    """
+
+    log_p: Tensor
+    ids: Tensor
+    of_end: Tensor | None
+    state: Any
+
+
+@runtime_checkable
+class Ranking(Protocol):
+    """A model that finds the likeliest next tokens itself, quicker than by all V log-probabilities."""
+
+    def rank(self, tokens: Int[Tensor, " B"], state: Any, k: int, end: int | None) -> Ranked:
+        """One step, and the `k` likeliest next tokens after it, `end` left out; k is at most their number."""
+        ...
+
+
 def reordered(model: Any, state: Any, indices: Int[Tensor, " N"], *, rows: int) -> Any:
     """The rows `indices` of a state of `rows` rows, by the model's own `reorder` or by the first axis.
 
@@ -60,6 +103,11 @@ def reordered(model: Any, state: Any, indices: Int[Tensor, " N"], *, rows: int) 
     """
     if isinstance(model, Reordering):
         return model.reorder(state, indices)
+    return _picked(model, state, indices, rows)
+
+
+def _picked(model: Any, state: Any, indices: Int[Tensor, " N"], rows: int) -> Any:
+    """The rows of every tensor in a nest."""
     if isinstance(state, Tensor):
         if state.dim() == 0 or len(state) != rows:
             raise ShapeError(
@@ -68,8 +116,8 @@ def reordered(model: Any, state: Any, indices: Int[Tensor, " N"], *, rows: int) 
             )
         return state[indices]
     if isinstance(state, Mapping):
-        return {name: reordered(model, part, indices, rows=rows) for name, part in state.items()}
+        return {name: _picked(model, part, indices, rows) for name, part in state.items()}
     if isinstance(state, tuple | list):
-        parts = [reordered(model, part, indices, rows=rows) for part in state]
+        parts = [_picked(model, part, indices, rows) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     return state

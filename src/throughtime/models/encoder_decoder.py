@@ -53,7 +53,8 @@ Source = Tensor | tuple[Tensor, Tensor | None]
 class Encoded(NamedTuple):
     """What the encoder makes of sources: the memory, None without attention, and the decoder's initial states.
 
-    summary (B, H): h of the last layer before the first step, from which lengths are predicted.
+    summary (B, H): h of the encoder's last layer behind its last step, of both directions, from which lengths are
+    predicted.
     """
 
     memory: Memory | None
@@ -258,26 +259,29 @@ class EncoderDecoder(FeedbackModel):
         self._check_tokens(tokens, shape.source_vocabulary_size, "a source")
         x = self.dropout(self.source_embedding(tokens))  # (S, B, E)
         m, final = self.encoder(x, lengths=lengths)  # (S, B, H)
-        states = self._bridge(final, tokens.shape[1])
+        ends = self._ends(final)
         memory = None
         if shape.attention != "none":
             memory = self.attention.remember(self.locked_dropout(self.dropout(m)), lengths)
-        return Encoded(memory, states, states[-1][0])
+        return Encoded(memory, self._bridge(ends), ends[-1][0])
 
-    def _bridge(self, final: Any, batch: int) -> list[Any]:
+    def _ends(self, final: Any) -> list[list[Tensor]]:
+        """The encoder's final state, both directions side by side: the fields (B, H) of each layer."""
+        fields = [final] if isinstance(final, Tensor) else list(final)  # (L · D, B, H / D) each
+        return [
+            [part.unflatten(0, (self.config.num_layers, -1))[layer].transpose(0, 1).flatten(1) for part in fields]
+            for layer in range(self.config.num_layers)
+        ]
+
+    def _bridge(self, ends: list[list[Tensor]]) -> list[Any]:
         """The decoder's state before its first step, one NamedTuple of (B, H) for each layer."""
         shape, kind = self.config, self.decoder.cell_type.State
         if shape.bridge == "zeros":
-            return self.decoder.zero_states(batch, self.readout.bias_ho)
-        fields = [final] if isinstance(final, Tensor) else list(final)  # (L · D, B, H / D) each
-        layers = [
-            [part.unflatten(0, (shape.num_layers, -1))[layer].transpose(0, 1).flatten(1) for part in fields]
-            for layer in range(shape.num_layers)
-        ]  # (B, H) each
+            return self.decoder.zero_states(len(ends[0][0]), self.readout.bias_ho)
         if shape.bridge == "linear":
             maps = iter(self.bridge)
-            layers = [[torch.tanh(next(maps)(field)) for field in layer] for layer in layers]
-        return [kind(*layer) for layer in layers]
+            ends = [[torch.tanh(next(maps)(field)) for field in layer] for layer in ends]
+        return [kind(*layer) for layer in ends]
 
     def _forced(self, sequences: PreparedPairs) -> Float[Tensor, "T B H"]:
         """h̃ of all steps at once, each having read the target before it."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from throughtime.data.cache import cache_root
+    from throughtime.data.pair_batches import PairBatch, PairSource, PairTokens
+    from throughtime.data.pairs import Pair, TextsSource, read_pairs, read_parallel, read_sources, split_by_source
     from throughtime.data.paths import stdlib_files
     from throughtime.data.sequences import GeneratedSource, Sequences, TensorSource
     from throughtime.data.sources import Document, TextSource
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "cache_root": "cache",
+    "PairBatch": "pair_batches",
+    "PairSource": "pair_batches",
+    "PairTokens": "pair_batches",
+    "Pair": "pairs",
+    "TextsSource": "pairs",
+    "read_pairs": "pairs",
+    "read_parallel": "pairs",
+    "read_sources": "pairs",
+    "split_by_source": "pairs",
     "stdlib_files": "paths",
     "GeneratedSource": "sequences",
     "Sequences": "sequences",
@@ -43,16 +54,25 @@ __all__ = [
     "Document",
     "EvaluationStreams",
     "GeneratedSource",
+    "Pair",
+    "PairBatch",
+    "PairSource",
+    "PairTokens",
     "Prompt",
     "Sequences",
     "StreamDecoder",
     "TensorSource",
     "TextSource",
+    "TextsSource",
     "TokenFile",
     "TokenStreams",
     "Tokenizer",
     "cache_root",
     "prepare",
+    "read_pairs",
+    "read_parallel",
+    "read_sources",
+    "split_by_source",
     "stdlib_files",
 ]
 

@@ -71,7 +71,8 @@ def characters_model(source: Source, vocabulary_size: int | None) -> Model:
     counts = np.zeros(0x110000, np.int64)
     for document in source.documents():
         for chunk in document.chunks():
-            counts += np.bincount(np.frombuffer(chunk.encode("utf-32-le"), "<u4"), minlength=counts.size)
+            found = np.bincount(np.frombuffer(chunk.encode("utf-32-le"), "<u4"))
+            counts[: len(found)] += found
     counts[ord(UNKNOWN_CHARACTER)] = 0
     frequent = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     kept = sorted(frequent[: None if vocabulary_size is None else vocabulary_size - 2].tolist())

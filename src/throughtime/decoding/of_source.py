@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -160,6 +160,15 @@ class OfSource(nn.Module):
     def attention(self, state: Writing) -> Float[Tensor, "N S"] | None:
         """The weights with which the step that led to `state` looked at the source; None without attention."""
         return state.weights
+
+    def source_mask(self, state: Writing) -> Bool[Tensor, "N S"] | None:
+        """True at the positions of each row's source; None without attention."""
+        if state.memory is None:
+            return None
+        inside = state.memory.inside
+        if inside is None:
+            inside = torch.ones(state.memory.values.shape[:2], dtype=torch.bool, device=state.fed.device)
+        return inside.repeat_interleave(state.each, 0)
 
     # -- one step ------------------------------------------------------------------------------------------------------
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict, Field
 
 from throughtime.configuration import to_toml
@@ -32,16 +29,3 @@ class LanguageConfiguration(BaseModel):
     def toml(self) -> str:
         """The complete, commented, re-runnable config.toml."""
         return to_toml(self, heading=_HEADING)
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `changes` laid over it, section by section."""
-    result = dict(base)
-    for name, section in changes.items():
-        before = result.get(name, {})
-        if isinstance(before, Mapping) and isinstance(section, Mapping):
-            result[name] = {**before, **section}
-        elif isinstance(before, Mapping):
-            # What is no section stays visible: validation tells of it together with all other faults.
-            result[name] = section
-    return result

@@ -27,6 +27,7 @@ from throughtime.models import ContextToSequence, Design, FeedbackDesign
 from throughtime.models.feedback import Feedback
 from throughtime.models.flow import model_flow
 from throughtime.storage import write_file
+from throughtime.tasks.trainee import Trainee
 from throughtime.training import distributed
 from throughtime.training.config import TrainingConfig
 from throughtime.training.distributed import Distribution
@@ -51,19 +52,6 @@ class DesignConfiguration(BaseModel):
     training: TrainingConfig = Field(default_factory=lambda: TrainingConfig.model_validate({}), description="Training.")
 
 
-class _Trainee(nn.Module):
-    """A design and the policy of its training as one module, so that both are trained, wrapped and saved together."""
-
-    def __init__(self, design: Design, policy: TrainingInput) -> None:
-        super().__init__()
-        self.design = design
-        self.policy = policy
-
-    def forward(self, batch: Sequences, index: int) -> Tensor:
-        loss: Tensor = self.policy(self.design, batch, index)
-        return loss
-
-
 class DesignTask:
     """A design with its sequences, as the training loop wants it."""
 
@@ -83,7 +71,7 @@ class DesignTask:
             raise DataError("design: expected held-out sequences, got none; give at least one")
         self.design = design
         self.policy = policy
-        self.model: nn.Module = _Trainee(design, policy)
+        self.model: nn.Module = Trainee(design, policy)
         self.train = train
         self.valid = valid
         self.distribution = distribution

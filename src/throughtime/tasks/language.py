@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from throughtime.configuration import apply_overrides, read_toml, validate
+from throughtime.configuration import read_toml, validate
 from throughtime.data.formats import ErrorPolicy
 from throughtime.data.sources import TextSource
 from throughtime.data.streams import Batch, TokenStreams
@@ -19,8 +19,9 @@ from throughtime.errors import ConfigError, RunFolderError
 from throughtime.models.flow import model_flow
 from throughtime.models.language import LanguageModel, LanguageModelConfig
 from throughtime.storage import write_file
-from throughtime.tasks.configuration import LanguageConfiguration, merged
+from throughtime.tasks.configuration import LanguageConfiguration
 from throughtime.tasks.evaluation import TextSize, nats, units
+from throughtime.tasks.runs import begun, configured, saved_configuration, trained
 from throughtime.tasks.texts import Texts, absolute, prepare_texts, prepared
 from throughtime.training import distributed
 from throughtime.training.distributed import Distribution
@@ -134,22 +135,12 @@ def train(
     section: dict[str, dict[str, Any]] = {"data": {key: value for key, value in given.items() if value}}
     if tensorboard:
         section["training"] = {"tensorboard": True}
-    sources = [config_file] if config_file is not None else []
-    if resume:
-        sources = [*_run_configuration(run), *sources]
-    values: dict[str, Any] = {}
-    for source in sources:
-        values = merged(values, read_toml(source))
-    where = " with ".join([*(str(source) for source in sources), *(["--set"] if overrides else [])]) or "configuration"
-    values = merged(apply_overrides(values, overrides), section)
-    if resume and not sources and not values["data"]:
-        raise RunFolderError(
-            f"run folder {run}: it was stopped before its configuration was written; give the first command again, "
-            "with its --data and --resume"
-        )
-    config = validate(LanguageConfiguration, values, where=where)
-    if resume and sources:
-        _check_same_vocabulary(run, read_toml(sources[0]), config)
+    before = read_toml(saved[0]) if resume and (saved := saved_configuration(run, NAME)) else {}
+    config = configured(
+        LanguageConfiguration, run, NAME, config_file=config_file, overrides=overrides, given=section, resume=resume
+    )
+    if before:
+        _check_same_vocabulary(run, before, config)
     return train_configured(config, run, resume=resume)
 
 
@@ -168,17 +159,6 @@ def _check_same_vocabulary(run: Path, before: Mapping[str, Any], config: Languag
             )
 
 
-def _run_configuration(run: Path) -> list[Path]:
-    """The config.toml of a run to go on with; none where it was killed before that was written."""
-    folder = RunFolder.open(run, NAME)
-    return [folder.config] if folder.config.exists() or _begun(folder) else []
-
-
-def _begun(folder: RunFolder) -> bool:
-    """Whether a training may have begun: data.json is the last file to be written before."""
-    return (folder.path / "data.json").exists() or folder.checkpoints.exists()
-
-
 def train_configured(config: LanguageConfiguration, run: Path, *, resume: bool = False) -> Outcome:
     """Train by a whole configuration; see `train`."""
     distribution = distributed.start(config.training)
@@ -186,9 +166,9 @@ def train_configured(config: LanguageConfiguration, run: Path, *, resume: bool =
         if not resume:
             # Now, and not after hours with a large text.
             distribution.on_main(lambda: RunFolder.check_free(run))
-        begun = resume and _begun(RunFolder.open(run, NAME))
+        again = resume and begun(RunFolder.open(run, NAME))
         texts = prepare_texts(
-            config.data, distribution, tokenizer=Tokenizer.load(run / "tokenizer.json") if begun else None
+            config.data, distribution, tokenizer=Tokenizer.load(run / "tokenizer.json") if again else None
         )
         model = LanguageModel(
             LanguageModelConfig(
@@ -214,7 +194,7 @@ def _folder(
         RunFolderError: resumed on another text than the run was begun with.
     """
     note = {part: _size_note(stream) for part, stream in (("train", texts.train), ("valid", texts.valid))}
-    if resume and _begun(RunFolder.open(run, NAME)):
+    if resume and begun(RunFolder.open(run, NAME)):
         _check_same_text(run, note)
 
     def make() -> None:
@@ -258,12 +238,7 @@ def load(run: Path) -> tuple[LanguageModel, Tokenizer, LanguageConfiguration]:
         RunFolderError: no run folder, one of another task or of a newer version, or one without a model yet.
         CheckpointError: the weights are damaged.
     """
-    folder = RunFolder.open(run, NAME)
-    if not folder.model.exists():
-        raise RunFolderError(
-            f"run folder {run}: expected a trained model, got none yet: the first evaluation writes it "
-            "(training.evaluate_every); let it train on, with --resume where it has stopped"
-        )
+    folder = trained(run, NAME)
     config = validate(LanguageConfiguration, read_toml(folder.config), where=str(folder.config))
     return LanguageModel.load(run), Tokenizer.load(run / "tokenizer.json"), config
 

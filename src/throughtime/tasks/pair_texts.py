@@ -1,0 +1,144 @@
+"""The pairs of a configuration as tokens: read, split, tokenized, and what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from throughtime.data.pair_batches import PairTokens
+from throughtime.data.pair_config import PairsConfig
+from throughtime.data.pairs import Pair, TextsSource, read_pairs, read_parallel, split_by_source
+from throughtime.data.tokenizers import KINDS, Tokenizer
+from throughtime.errors import DataError
+
+_KINDS = tuple(kind for kind in KINDS if kind != "file")
+# Which sources are held out must not hang on the seed of the training.
+_SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class PairTokenizers:
+    """The tokenizers of both sides; one and the same where the vocabulary is shared."""
+
+    source: Tokenizer
+    target: Tokenizer
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """Pairs to train on as tokens, and those held out as tokens and as they are."""
+
+    tokenizers: PairTokenizers
+    train: PairTokens
+    valid: PairTokens
+    held_out: list[Pair]
+
+    def fingerprint(self) -> dict[str, str]:
+        """A digest of each part."""
+        parts = {"train": self.train, "valid": self.valid}
+        return {name: _digest(tokens) for name, tokens in parts.items()}
+
+
+def read_configured(config: PairsConfig) -> tuple[list[Pair], list[Pair]]:
+    """The pairs to train on, and those held out.
+
+    Raises:
+        DataError: pairs that cannot be read, or too few to hold some out.
+    """
+    train = list(_pairs(config.paths, config.source, config.target, config))
+    if config.valid or config.valid_source:
+        return train, list(_pairs(config.valid, config.valid_source, config.valid_target, config))
+    return split_by_source(train, config.valid_fraction, _SPLIT_SEED)
+
+
+def given_pairs(config: PairsConfig, paths: list[str]) -> list[Pair]:
+    """Pairs from other files, read as the configuration says.
+
+    Raises:
+        DataError: pairs that cannot be read.
+    """
+    return list(_pairs(paths, None, None, config))
+
+
+def prepare_pairs(config: PairsConfig, tokenizers: PairTokenizers | None = None) -> PairTexts:
+    """Read, split and tokenize the pairs of a configuration, with given tokenizers or those that it asks for.
+
+    Raises:
+        DataError: pairs that cannot be read, or all too long.
+    """
+    train, held_out = read_configured(config)
+    used = tokenizers or find_tokenizers(config, train)
+    tokens = PairTokens(train, used.source, used.target, max_length=config.max_length)
+    if not len(tokens):
+        first = tokens.left_out[0]
+        raise DataError(
+            f"data: all of the {len(train)} pairs were left out, the first, {first.where}: {first.reason}; "
+            "raise data.max_length"
+        )
+    # What is held out is never left out for its length: results must be of all of it.
+    valid = PairTokens(held_out, used.source, used.target)
+    if not len(valid):
+        raise DataError("data: no pair to hold out could be made into tokens; give other held-out pairs")
+    return PairTexts(used, tokens, valid, [held_out[index] for index in valid.kept])
+
+
+def find_tokenizers(config: PairsConfig, pairs: list[Pair]) -> PairTokenizers:
+    """The tokenizers that a configuration names, their vocabularies found in the pairs.
+
+    Raises:
+        DataError: one names neither a level nor a file.
+    """
+    sources, targets = [pair.source for pair in pairs], [pair.target for pair in pairs]
+    if config.shared_vocabulary:
+        shared = _tokenizer(config.source_tokenizer, "source", sources + targets, config.source_vocabulary_size)
+        return PairTokenizers(shared, shared)
+    return PairTokenizers(
+        _tokenizer(config.source_tokenizer, "source", sources, config.source_vocabulary_size),
+        _tokenizer(config.target_tokenizer, "target", targets, config.target_vocabulary_size),
+    )
+
+
+def absolute(config: PairsConfig) -> PairsConfig:
+    """The same pairs, named so that they are found from every working folder."""
+
+    def place(path: str) -> str:
+        return path if path == "-" else str(Path(path).expanduser().absolute())
+
+    update: dict[str, object] = {name: [place(path) for path in getattr(config, name)] for name in ("paths", "valid")}
+    for name in ("source", "target", "valid_source", "valid_target"):
+        if (path := getattr(config, name)) is not None:
+            update[name] = place(path)
+    for name in ("source_tokenizer", "target_tokenizer"):
+        if getattr(config, name) not in _KINDS:
+            update[name] = place(getattr(config, name))
+    return config.model_copy(update=update)
+
+
+def _pairs(paths: list[str], source: str | None, target: str | None, config: PairsConfig) -> Iterator[Pair]:
+    if source is not None and target is not None:
+        return read_parallel(source, target, errors=config.errors)
+    return read_pairs(
+        paths, source_column=config.source_column, target_column=config.target_column, errors=config.errors
+    )
+
+
+def _tokenizer(name: str, side: str, texts: list[str], limit: int) -> Tokenizer:
+    if name in _KINDS:
+        size = limit if name in ("words", "bpe") else None
+        return Tokenizer.train(name, TextsSource(texts, f"the {side}s"), vocabulary_size=size)
+    if not Path(name).is_file():
+        raise DataError(
+            f"data.{side}_tokenizer: expected one of {', '.join(_KINDS)}, or the path of a tokenizer.json, "
+            f"got {name!r}, which is neither"
+        )
+    return Tokenizer.load(name)
+
+
+def _digest(tokens: PairTokens) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for side in (tokens.source, tokens.target):
+        digest.update(side.ids.tobytes())
+        digest.update(side.lengths.tobytes())
+    return digest.hexdigest()

@@ -20,6 +20,7 @@ from throughtime.cli.inspect import unfold
 from throughtime.cli.inspect_flow import inspect_flow
 from throughtime.cli.output import heeding_interrupts
 from throughtime.cli.train import language_model
+from throughtime.cli.train_transduce import transduce
 from throughtime.errors import ThroughtimeError
 
 # 128 + the number of the signal, as a shell reports a program that SIGINT or SIGPIPE has ended.
@@ -85,6 +86,14 @@ train.command(
         "throughtime train lm --run runs/book --resume",
     ),
 )(language_model)
+train.command(
+    "transduce",
+    epilog=example(
+        "throughtime train transduce --data train.tsv --valid dev.tsv --run runs/say",
+        "throughtime train transduce --source en.txt --target de.txt --run runs/en-de",
+        "throughtime train transduce --run runs/say --resume",
+    ),
+)(transduce)
 app.command(epilog=example('throughtime generate runs/book --prompt "Once upon" --length 300 --temperature 0.8'))(
     generate
 )

@@ -9,14 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from throughtime.decoding.beam import Hypotheses, beam_search
+    from throughtime.decoding.beam import beam_search
     from throughtime.decoding.conditioned import Conditioned, given
     from throughtime.decoding.config import GenerationConfig
     from throughtime.decoding.engines import explain
     from throughtime.decoding.filters import Filters
+    from throughtime.decoding.hypotheses import Hypotheses
     from throughtime.decoding.lengths import LengthError, length_error
     from throughtime.decoding.protocol import Reading, Reordering, Steppable
     from throughtime.decoding.sampling import Decoded, greedy, sample, stream
+    from throughtime.decoding.search import Search
+    from throughtime.decoding.search_config import SearchConfig
     from throughtime.decoding.stop import BernoulliHalt, EndSymbol, PredictedLength
     from throughtime.decoding.text import Piece, Text, prompt_text, stream_text, write_texts
 
@@ -25,11 +28,13 @@ _HOMES = {
     "Conditioned": "conditioned",
     "GenerationConfig": "config",
     "Filters": "filters",
-    "Hypotheses": "beam",
+    "Hypotheses": "hypotheses",
     "LengthError": "lengths",
     "PredictedLength": "stop",
     "Reading": "protocol",
     "Reordering": "protocol",
+    "Search": "search",
+    "SearchConfig": "search_config",
     "Steppable": "protocol",
     "beam_search": "beam",
     "given": "conditioned",
@@ -60,6 +65,8 @@ __all__ = [
     "PredictedLength",
     "Reading",
     "Reordering",
+    "Search",
+    "SearchConfig",
     "Steppable",
     "Text",
     "beam_search",

@@ -21,17 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from throughtime.decoding.choice import diverse_choice
 from throughtime.decoding.constraints import Constraints
 from throughtime.decoding.hypotheses import Chains, Frame, Hypotheses, merged, trimmed
 from throughtime.decoding.protocol import Attending, Masking, Ranked, Steppable, reordered
-from throughtime.decoding.ranking import likeliest, ranked, ranked_step
+from throughtime.decoding.ranking import likeliest, log_normaliser, ranked, ranked_step
 from throughtime.decoding.required import RequiredPhrases, fair_choice
 from throughtime.decoding.sampling import PromptIds, diverged, prompt_ids, read_prompt, silent_actions
-from throughtime.decoding.scoring import coverage_penalty, length_penalty, settled
+from throughtime.decoding.scoring import coverage_penalty, length_penalty, unsettled
 from throughtime.decoding.search import Search, impossible
 from throughtime.decoding.stop import StopRule, end_of
 from throughtime.errors import ConfigError
@@ -134,10 +134,7 @@ def _found(model: Steppable, prompt: Int[Tensor, "T B"], task: _Task) -> Hypothe
             if not len(rows):
                 break
             state = reordered(model, following.state, rows, rows=len(following.log_p))
-            if beam.restricted:
-                following = beam.ranked(*model.step(chosen, state))
-            else:
-                following = ranked_step(model, chosen, state, beam.candidates(), task.end)
+            following = beam.following(model, chosen, state)
     found = beam.chains.followed(task.end, task.silent)
     return trimmed(found if groups == 1 else merged(found, groups, task.end), task.end)
 
@@ -161,6 +158,12 @@ class _Beam:
         self._constraints = Constraints.of(search, sentences, device)
         phrases = search.required_phrases
         self._required = RequiredPhrases(phrases, model.vocabulary_size, device) if phrases else None
+        banned = [phrase[0] for phrase in search.banned_phrases if len(phrase) == 1]
+        self._banned = torch.zeros(self._vocabulary, dtype=torch.bool, device=device) if banned else None  # (V,)
+        if self._banned is not None:
+            self._banned[banned] = True
+        # Tokens among the likeliest that may be of no use.
+        self._spare = len(banned) + (len(self._required.tokens) if self._required else 0)
         # What beginnings take with them: (B, K, ·) each.
         self._written = torch.zeros(rows, 1, 0, dtype=torch.int64, device=device) if self._constraints else None
         self._progress = self._required.begin(rows) if self._required else None
@@ -168,36 +171,44 @@ class _Beam:
         if not task.steps:
             self.chains.end(self.scores, 0)
 
-    @property
-    def restricted(self) -> bool:
-        """Whether all log-probabilities are needed, and not only the greatest."""
-        return self._constraints is not None or self._required is not None
+    def following(self, model: Steppable, tokens: Int[Tensor, " N"], state: Any) -> Ranked:
+        """One step of the model; all log-probabilities are only asked for where the greatest do not suffice."""
+        if self._constraints is not None or self._required is not None:
+            return self.ranked(*model.step(tokens, state))
+        return self._without_banned(ranked_step(model, tokens, state, self._candidates(), self.task.end))
 
-    def candidates(self) -> int:
+    def _candidates(self) -> int:
         """How many of the likeliest tokens can be of use to one beginning."""
         # Each group must find its own behind all that others have chosen.
-        count = self.task.kept(self._step) * self.task.search.groups
-        if self._required is not None:
-            count += len(self._required.tokens)
+        count = self.task.kept(self._step) * self.task.search.groups + self._spare
         # Of a vocabulary of the end alone, one that is impossible: no row is ever without candidates.
         return max(1, min(count, self._vocabulary - (self.task.end is not None)))
 
+    def _without_banned(self, following: Ranked) -> Ranked:
+        """Single tokens that are banned do not come."""
+        if self._banned is None or self._step < self.task.silent:
+            return following
+        log_p, of_end = following.log_p.masked_fill(self._banned[following.ids], -math.inf), following.of_end
+        if of_end is not None:
+            of_end = of_end.masked_fill(self._banned[self.task.end], -math.inf)
+        return following._replace(log_p=log_p, of_end=of_end)
+
     def ranked(self, logits: Float[Tensor, "N V"], state: Any) -> Ranked:
         """The likeliest of the tokens that are allowed, and those that required phrases need."""
-        log_p = logits.double().log_softmax(-1)
+        normaliser = log_normaliser(logits)  # (N, 1)
         if self._step < self.task.silent:
-            return ranked(log_p, state, self.candidates(), self.task.end)
+            return ranked(logits, normaliser, state, self._candidates(), self.task.end)
         if self._constraints is not None:
             assert self._written is not None
             sentences = self.chains.rows // self.task.search.groups
-            per_row = log_p.view(*self.scores.shape, -1)  # (B, K, V)
-            log_p = self._constraints.allowed(per_row, self._written, sentences).flatten(0, 1)
-        following = ranked(log_p, state, self.candidates(), self.task.end)
+            per_row = logits.view(*self.scores.shape, -1)  # (B, K, V)
+            logits = self._constraints.allowed(per_row, self._written, sentences).flatten(0, 1)
+        following = self._without_banned(ranked(logits, normaliser, state, self._candidates(), self.task.end))
         if self._required is None:
             return following
-        tokens = self._required.tokens.expand(len(log_p), -1)  # (N, R)
+        tokens = self._required.tokens.expand(len(logits), -1)  # (N, R)
         known = (following.ids[..., None] == self._required.tokens).any(1)  # (N, R)
-        extra = log_p.gather(1, tokens).masked_fill(known, -math.inf)
+        extra = (logits.gather(1, tokens).double() - normaliser).masked_fill(known, -math.inf)
         return following._replace(
             log_p=torch.cat([following.log_p, extra], 1), ids=torch.cat([following.ids, tokens], 1)
         )
@@ -209,8 +220,6 @@ class _Beam:
             DivergedError: log-probabilities that are no numbers.
             ConfigError: a coverage penalty, and no attention.
         """
-        if following.log_p.isnan().any():
-            raise diverged(model)
         shape = self.scores.shape
         log_p, ids = following.log_p.view(*shape, -1), following.ids.view(*shape, -1)  # (B, K, k)
         of_end = None if following.of_end is None else following.of_end.view(shape)  # (B, K)
@@ -223,17 +232,26 @@ class _Beam:
         tokens, added = ids.flatten(1).gather(1, best), log_p.flatten(1).gather(1, best)
         self.chains.add(Frame(parents, tokens, added, of_end, attention))
         self.scores = self.scores.gather(1, parents) + added
-        self._take(parents, tokens, None if progress is None else _of_slots(progress.flatten(1, 2), best))
+        self._take(parents, tokens)
+        self._progress = None if progress is None else _of_slots(progress.flatten(1, 2), best)
         self._step += 1
         if self._step == self.task.steps:
+            self._check(model)
             # What has not ended is cut here.
             self._keep(self.scores, self._step)
             return parents[:0, 0], tokens[:0, 0]
-        stay = self._unsettled()
-        rows = torch.arange(shape[0], device=parents.device)[:, None]
-        if stay is not None:
-            rows, parents, tokens = stay[:, None], parents[stay], tokens[stay]
-        return (parents + rows * shape[1]).flatten(), tokens.flatten()
+        rows = torch.arange(0, shape[0] * shape[1], shape[1], device=parents.device)[:, None]
+        going = self._going()
+        if not going.all():
+            self._check(model)
+            stay = self._leave(~going)
+            rows, parents, tokens = rows[stay], parents[stay], tokens[stay]
+        return (parents + rows).flatten(), tokens.flatten()
+
+    def _check(self, model: Steppable) -> None:
+        """Scores are numbers; a row in which they are not goes on to nothing better."""
+        if self.scores.isnan().any():
+            raise diverged(model)
 
     def _look(self, model: Steppable, state: Any) -> Float[Tensor, "B K S"] | None:
         """Where the step that led to `state` has looked; counted, where it matters."""
@@ -249,12 +267,18 @@ class _Beam:
     def _keep(self, scores: Float[Tensor, "B K"], step: int) -> None:
         """Whole sequences with these log p, after so many steps and perhaps the end, if they are among the best."""
         # The end is a token too; a sequence that is cut has none.
-        ranking = scores / self.task.penalty(min(step + 1, self.task.steps))
-        if self.source is not None and self._coverage is not None:
-            ranking = ranking + coverage_penalty(self._coverage, self.source, self.task.search.coverage_penalty)
+        ranking = self._ranking(scores, min(step + 1, self.task.steps))
         if self._required is not None and self._progress is not None:
             ranking = ranking.masked_fill(self._required.met(self._progress) < self._required.total, -math.inf)
         self.chains.end(ranking, step)
+
+    def _ranking(self, scores: Float[Tensor, "B K *n"], steps: int) -> Float[Tensor, "B K *n"]:
+        """What sequences of so many steps with these log p are ordered by, given where their beginnings have looked."""
+        ranking = scores / self.task.penalty(steps)
+        if self.source is None or self._coverage is None:
+            return ranking
+        missing = coverage_penalty(self._coverage, self.source, self.task.search.coverage_penalty)  # (B, K)
+        return ranking + missing.view(*missing.shape, *[1] * (scores.dim() - 2))
 
     def _progress_after(self, ids: Int[Tensor, "B K n"]) -> Int[Tensor, "B K n P"] | None:
         """How far each candidate is with the required phrases."""
@@ -266,12 +290,14 @@ class _Beam:
 
     def _choice(self, scores: Float[Tensor, "B K n"], ids: Tensor, progress: Tensor | None) -> Int[Tensor, "B k"]:
         """Which of the K·n candidates go on."""
-        groups, flat = self.task.search.groups, scores.flatten(1)
+        last = self._step + 1 == self.task.steps
+        # Those that are cut are whole, and chosen as such.
+        groups, flat = self.task.search.groups, (self._ranking(scores, self.task.steps) if last else scores).flatten(1)
         count = min(self.task.kept(self._step), flat.shape[1])
         required, banks = self._required, None
         if required is not None and progress is not None:
             banks = required.met(progress).flatten(1)  # (B, K·n)
-            if self._step + 1 == self.task.steps:
+            if last:
                 flat, banks = flat.masked_fill(banks < required.total, -math.inf), None
 
         def choose(scores: Tensor, group: int) -> Tensor:
@@ -284,9 +310,8 @@ class _Beam:
         by_group = [part.reshape(-1, groups, flat.shape[1]) for part in (flat, ids)]
         return diverse_choice(by_group[0], by_group[1], self.task.search.diversity, choose).flatten(0, 1)
 
-    def _take(self, parents: Int[Tensor, "B K"], tokens: Int[Tensor, "B K"], progress: Tensor | None) -> None:
+    def _take(self, parents: Int[Tensor, "B K"], tokens: Int[Tensor, "B K"]) -> None:
         """What each new beginning has from the one that it lengthens."""
-        self._progress = progress
         if self._coverage is not None:
             self._coverage = _of_slots(self._coverage, parents)
         if self._written is not None and self._step >= self.task.silent:
@@ -294,16 +319,18 @@ class _Beam:
         elif self._written is not None:
             self._written = _of_slots(self._written, parents)
 
-    def _unsettled(self) -> Int[Tensor, " M"] | None:
-        """The rows that go on, after the others have left; None where all do."""
-        done = settled(self.scores, self.chains.ranking[:, -1], self.task.penalty(self.task.steps))
+    def _going(self) -> Bool[Tensor, " B"]:
+        """The rows in which something better can still come."""
+        going = unsettled(self.scores, self.chains.ranking[:, -1], self.task.penalty(self.task.steps))
         groups = self.task.search.groups
         if groups > 1:
             # What one group chooses counts for the others, as long as one of them goes on.
-            done = done.view(-1, groups).all(1).repeat_interleave(groups)
-        if not done.any():
-            return None
-        stay = self.chains.leave(done)
+            going = going.view(-1, groups).any(1).repeat_interleave(groups)
+        return going
+
+    def _leave(self, settled: Bool[Tensor, " B"]) -> Int[Tensor, " M"]:
+        """The rows that stay when the settled ones have left."""
+        stay = self.chains.leave(settled)
         self.scores = self.scores[stay]
         self.source, self._written, self._progress, self._coverage = (
             None if part is None else part[stay]

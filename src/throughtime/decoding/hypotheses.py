@@ -78,6 +78,8 @@ class Chains:
 
     def end(self, ranking: Float[Tensor, "B K"], steps: int) -> None:
         """Sequences that are whole after so many steps, from every slot; of equals, the earlier stays before."""
+        if not (ranking > self.ranking[:, -1:]).any():
+            return
         count = self.ranking.shape[1]
         slots = torch.arange(steps * _SLOTS, steps * _SLOTS + ranking.shape[1], device=ranking.device)
         ordered, order = torch.cat([self.ranking, ranking], 1).sort(dim=1, descending=True, stable=True)

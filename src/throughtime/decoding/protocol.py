@@ -56,10 +56,10 @@ class Reordering(Protocol):
 class Attending(Protocol):
     """A model whose steps look at a source of S places."""
 
-    def attention(self, state: Any) -> Float[Tensor, "B S"]:
+    def attention(self, state: Any) -> Float[Tensor, "B S"] | None:
         """The weights with which the step that led to `state` looked at the source; zeros on padding.
 
-        That step's logits are of the next token, so these weights belong to it.
+        That step's logits are of the next token, so these weights belong to it. None where it has looked nowhere.
         """
         ...
 
@@ -101,7 +101,7 @@ def reordered(model: Any, state: Any, indices: Int[Tensor, " N"], *, rows: int) 
     Raises:
         ShapeError: the model has no `reorder`, and a tensor of its state has another first axis.
     """
-    if isinstance(model, Reordering):
+    if hasattr(model, "reorder"):  # `Reordering`; asked at every step, where isinstance would cost more than all else
         return model.reorder(state, indices)
     return _picked(model, state, indices, rows)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,20 +13,30 @@ from throughtime.decoding.protocol import Ranked, Ranking, Steppable
 
 def ranked_step(model: Steppable, tokens: Int[Tensor, " B"], state: Any, k: int, end: int | None) -> Ranked:
     """One step, and the `k` likeliest next tokens after it: by the model's own `rank`, or else from its logits."""
-    if isinstance(model, Ranking):
-        return model.rank(tokens, state, k, end)
+    rank = getattr(model, "rank", None)  # of `Ranking`; isinstance would cost more than all else
+    if rank is not None:
+        return cast("Ranking", model).rank(tokens, state, k, end)
     logits, state = model.step(tokens, state)
-    return ranked(logits.double().log_softmax(-1), state, k, end)
+    return ranked(logits, log_normaliser(logits), state, k, end)
 
 
-def ranked(log_p: Float[Tensor, "B V"], state: Any, k: int, end: int | None) -> Ranked:
-    """The `k` likeliest of tokens with these log-probabilities, which are changed; `end` apart."""
+def log_normaliser(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B 1"]:
+    """log Σ exp of the logits, in float64: what each less this is its log-probability; NaN where none are numbers."""
+    greatest = logits.amax(-1, keepdim=True).double()
+    return (logits.double() - greatest).exp_().sum(-1, keepdim=True).log_().add_(greatest)
+
+
+def ranked(
+    logits: Float[Tensor, "B V"], normaliser: Float[Tensor, "B 1"], state: Any, k: int, end: int | None
+) -> Ranked:
+    """The `k` likeliest tokens of logits, -inf where a token is not allowed; `end` apart."""
     of_end = None
     if end is not None:
-        of_end = log_p[:, end].clone()  # (B,)
-        log_p[:, end] = -math.inf
-    best, ids = likeliest(log_p, k)  # (B, k)
-    return Ranked(best, ids, of_end, state)
+        of_end = logits[:, end].double() - normaliser[:, 0]  # (B,)
+        logits = logits.clone()  # they may be the model's own
+        logits[:, end] = -math.inf
+    best, ids = likeliest(logits, k)  # (B, k)
+    return Ranked(best.double() - normaliser, ids, of_end, state)
 
 
 def likeliest(values: Float[Tensor, "B n"], k: int) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"]]:

@@ -40,11 +40,11 @@ def coverage_penalty(
     return strength * missing.where(source[:, None], 0).sum(-1)
 
 
-def settled(scores: Float[Tensor, "B K"], worst: Float[Tensor, " B"], greatest_penalty: float) -> Bool[Tensor, " B"]:
-    """The rows in which no beginning can come to more than the `worst` of the best sequences that are whole.
+def unsettled(
+    scores: Float[Tensor, "B K"], worst: Float[Tensor, " B"], greatest_penalty: float
+) -> Bool[Tensor, " B"]:
+    """The rows in which a beginning can still come to more than the `worst` of the best sequences that are whole.
 
     scores: log p of the beginnings, at most 0. greatest_penalty: lp of the greatest length.
     """
-    if not scores.shape[1]:
-        return torch.ones_like(worst, dtype=torch.bool)
-    return scores.amax(1) / greatest_penalty <= worst
+    return scores.amax(1) / greatest_penalty > worst

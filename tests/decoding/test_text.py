@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import throughtime as tt
-from throughtime.data import TextSource, Tokenizer
+from throughtime.data import TextsSource, TextSource, Tokenizer
 from throughtime.decoding import GenerationConfig, Piece, prompt_text, stream_text, write_texts
 from throughtime.errors import PromptError
 
@@ -115,3 +115,24 @@ def test_characters_never_seen_are_an_error(tmp_path: Any) -> None:
     characters = Tokenizer.train("chars", TextSource([path]))
     with pytest.raises(PromptError, match=r"prompt: the model has never seen 'z'"):
         stream_text(Reciting(characters, "a"), characters, "az", GenerationConfig())
+
+
+def test_the_likeliest_texts_by_beam_search() -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train("chars", TextsSource(["abc"], "letters"))
+    model = tt.models.LanguageModel(
+        vocabulary_size=tokenizer.vocabulary_size, hidden_size=8, embedding_size=4, border_id=tokenizer.border_id
+    )
+    texts = write_texts(model, tokenizer, "ab", GenerationConfig(beam=50, samples=3, length=3))
+    prompt = [tokenizer.border_id, *tokenizer.encode("ab").tolist()]
+    found = tt.decoding.beam_search(
+        model, prompt, length=3, width=50, n_best=3, stop=tt.decoding.EndSymbol(tokenizer.border_id)
+    )
+    expected = [tokenizer.decode(found.tokens[: found.lengths[0, n], 0, n].tolist()) for n in range(3)]
+    assert [text.text for text in texts] == expected
+    assert len(set(expected)) == 3
+
+
+def test_a_search_draws_nothing() -> None:
+    with pytest.raises(ValueError, match="a beam search draws nothing, so temperature and top_k must be left out; or"):
+        GenerationConfig(beam=3, temperature=0.5, top_k=4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from throughtime.configuration import Section
 
@@ -26,6 +26,9 @@ class GenerationConfig(Section):
     repetition_penalty: float = Field(
         1.0, gt=0, description="above 1, makes tokens less likely that are in the text already; 1: off"
     )
+    beam: int = Field(
+        0, ge=0, description="beam search with so many beginnings: the likeliest text, nothing is drawn; 0: draw it"
+    )
     seed: int | None = Field(None, ge=0, description="seed of the draws; without one, a new text each time")
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[], description="strings that end a text; they are not part of it"
@@ -38,3 +41,16 @@ class GenerationConfig(Section):
         "auto",
         description="what makes the steps: the native engine, or the model itself as in training; auto: the faster",
     )
+
+    @model_validator(mode="after")
+    def _searched_or_drawn(self) -> GenerationConfig:
+        if not self.beam:
+            return self
+        changed = [name for name in DRAWING if getattr(self, name) != GenerationConfig.model_fields[name].default]
+        if changed:
+            raise ValueError(f"a beam search draws nothing, so {' and '.join(changed)} must be left out; or set beam=0")
+        return self
+
+
+DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "precision", "engine")
+"""The keys that a beam search does without."""

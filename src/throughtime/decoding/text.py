@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple
 
 from throughtime.data.streaming import StreamDecoder
 from throughtime.data.tokenizers import Prompt, Tokenizer
+from throughtime.decoding.beam import beam_search
 from throughtime.decoding.config import GenerationConfig
 from throughtime.decoding.filters import Filters
 from throughtime.decoding.protocol import Steppable
 from throughtime.decoding.sampling import decode, prompt_ids
 from throughtime.decoding.stop import EndSymbol
 from throughtime.decoding.stop_strings import StopStrings
-from throughtime.kernels.native.generation import Chunk
 
 Ended = Literal["length", "end", "stop"]
 
@@ -51,7 +51,8 @@ def stream_text(
     """The pieces of `config.samples` texts that go on from the prompt, as they are made, the prompt not among them.
 
     Each text begins with the tokenizer's border, so that an empty prompt begins a new document. Close the iterator to
-    stop earlier. The pieces of one sample come in order; those of different samples are mixed.
+    stop earlier. The pieces of one sample come in order; those of different samples are mixed. With `config.beam` the
+    samples are the likeliest texts that a beam search finds, the best first, and come when it has ended.
 
     Raises:
         PromptError: the prompt holds characters that the model has never seen.
@@ -59,9 +60,12 @@ def stream_text(
     """
     read = tokenizer.check_prompt(prompt) if isinstance(prompt, str) else prompt
     rows = [_Row(index, tokenizer, read, config) for index in range(config.samples)]
+    ids = [tokenizer.border_id, *read.ids.tolist()]
+    if config.beam:
+        return _pieces(rows, _searched(model, ids, tokenizer.border_id, config), tokenizer.border_id)
     chunks = decode(
         model,
-        prompt_ids(model, [tokenizer.border_id, *read.ids.tolist()], config.samples),
+        prompt_ids(model, ids, config.samples),
         length=config.length,
         seed=config.seed,
         filters=Filters(**config.model_dump(include=set(Filters.__dataclass_fields__))),
@@ -69,7 +73,20 @@ def stream_text(
         precision=config.precision,
         engine=config.engine,
     )
-    return _pieces(rows, chunks, tokenizer.border_id)
+    return _pieces(rows, (step for chunk in chunks for step in chunk.tokens.tolist()), tokenizer.border_id)
+
+
+def _searched(model: Steppable, prompt: list[int], border: int, config: GenerationConfig) -> Iterator[list[int]]:
+    """The tokens of each step of the likeliest texts."""
+    found = beam_search(
+        model,
+        prompt,
+        length=config.length,
+        width=max(config.beam, config.samples),
+        n_best=config.samples,
+        stop=EndSymbol(border),
+    )
+    yield from found.tokens[:, 0].tolist()  # (T, N)
 
 
 def write_texts(model: Steppable, tokenizer: Tokenizer, prompt: Prompt | str, config: GenerationConfig) -> list[Text]:
@@ -83,8 +100,8 @@ def write_texts(model: Steppable, tokenizer: Tokenizer, prompt: Prompt | str, co
     return [finished[index] for index in range(config.samples)]
 
 
-def _pieces(rows: list[_Row], chunks: Iterator[Chunk], border: int) -> Iterator[Piece]:
-    for tokens in (step for chunk in chunks for step in chunk.tokens.tolist()):
+def _pieces(rows: list[_Row], steps: Iterator[list[int]], border: int) -> Iterator[Piece]:
+    for tokens in steps:
         for row, token in zip(rows, tokens, strict=True):
             if row.ended is None:
                 yield row.end("end") if token == border else row.feed(token)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import throughtime as tt
-from throughtime.data import TextsSource, TextSource, Tokenizer
+from throughtime.data import TextSource, TextsSource, Tokenizer
 from throughtime.decoding import GenerationConfig, Piece, prompt_text, stream_text, write_texts
 from throughtime.errors import PromptError
 

@@ -206,6 +206,12 @@ class Reader:
         return {day for day in days if day.isoformat() == text} if _ISO.fullmatch(text) else days
 
 
+@cache
+def whole_reader() -> Reader:
+    """Reads dates in all forms."""
+    return Reader(forms())
+
+
 class _Reading(NamedTuple):
     """What the numbers of a text are, each a piece or, as part of a name, itself; and what is named, from 1 and 0."""
 
@@ -302,7 +308,7 @@ def date_pairs(train: int, held_out: int, seed: int = 0) -> DatePairs:
         UsageError: Babel is not installed.
     """
     split = Split.of(forms(), seed)
-    every, seen = Reader(forms()), Reader(split.train)
+    every, seen = whole_reader(), Reader(split.train)
     pairs, ambiguous = _draw(split.train, split.train_days, train, f"{seed} train", every)
     return DatePairs(
         pairs,

@@ -227,7 +227,33 @@ def test_nothing_to_write(fixed: Any) -> None:
     found = beam_search(fixed([0.5, 0.5]), length=0, width=3, n_best=2)
     assert found.tokens.shape == (0, 1, 2)
     assert found.lengths.tolist() == [[0, 0]]
+    assert found.scores.tolist() == found.ranking.tolist() == [[0.0, -math.inf]]
+    assert found.token_scores.shape == (0, 1, 2)
+
+
+def test_a_beam_wider_than_the_vocabulary_holds_as_many_as_there_are(fixed: Any) -> None:
+    model = fixed([0.1, 0.2, 0.3, 0.4])
+    found = beam_search(model, length=3, width=50, n_best=60, stop=EndSymbol())
+    assert [len(tokens) for tokens in model.fed] == [1, 3, 9]
+    # 1 + 3 + 9 sequences end, 27 are cut; the others do not exist.
+    assert int((found.scores > -math.inf).sum()) == 40
+    assert found.scores.exp().sum() == pytest.approx(1)
+
+
+def test_a_vocabulary_of_the_end_alone(fixed: Any) -> None:
+    found = beam_search(fixed([1.0]), length=3, width=2, n_best=2, stop=EndSymbol())
+    assert found.tokens.tolist() == [[[0, 0]]]
     assert found.scores.tolist() == [[0.0, -math.inf]]
+
+
+def test_what_is_told_of_each_token(fixed: Any) -> None:
+    found = beam_search(fixed([0.5, 0.3, 0.2]), length=2, width=2, n_best=3, stop=EndSymbol())
+    assert found.tokens[:, 0].mT.tolist() == [[0, 0], [1, 0], [2, 0]]
+    right = [[0.5, 1.0], [0.3, 0.5], [0.2, 0.5]]
+    torch.testing.assert_close(found.token_scores[:, 0].mT.exp(), torch.tensor(right, dtype=torch.float64))
+    torch.testing.assert_close(found.token_scores.sum(0), found.scores)
+    assert torch.equal(found.ranking, found.scores)
+    assert found.attention is None
 
 
 def test_what_was_found_can_be_trained_on() -> None:

@@ -109,8 +109,8 @@ class _Task:
     silent: int
 
     def kept(self, step: int) -> int:
-        """Beginnings to keep after this step; after the last, as many as can be returned."""
-        return max(self.width, self.n_best) if step + 1 == self.steps else self.width
+        """Beginnings of a group to keep after this step; after the last, as many as can be returned."""
+        return max(self.width, -(-self.n_best // self.search.groups)) if step + 1 == self.steps else self.width
 
     def penalty(self, steps: int) -> float:
         """lp after so many steps."""
@@ -257,8 +257,8 @@ class _Beam:
         """Where the step that led to `state` has looked; counted, where it matters."""
         look = model.attention(state) if self._attends else None  # type: ignore[attr-defined]
         attention: Tensor | None = None if look is None else look.view(*self.scores.shape, -1)
-        if self.source is not None and self._step >= self.task.silent:
-            if attention is None:
+        if self.task.search.coverage_penalty and self._step >= self.task.silent:
+            if attention is None or self.source is None:
                 raise ConfigError(f"beam_search: coverage_penalty needs a model that attends, got {_name(model)} "
                                   "without attention; set it to 0")  # fmt: skip
             self._coverage = attention.double() if self._coverage is None else self._coverage + attention

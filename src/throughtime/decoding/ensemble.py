@@ -139,12 +139,14 @@ class Ensemble(nn.Module):
         weights = torch.tensor(self.weights, dtype=looks[0].dtype, device=looks[0].device)
         return torch.einsum("mbs,m->bs", torch.stack(looks), weights)
 
-    def _source_mask(self, state: Members) -> Bool[Tensor, "B S"]:
-        """The places of the source that are real to any member."""
+    def _source_mask(self, state: Members) -> Bool[Tensor, "B S"] | None:
+        """The places of the source that are real to any member; None where one of them looks nowhere."""
         masks = [
             model.source_mask(own)  # type: ignore[attr-defined]
             for model, own in zip(self.members, state.states, strict=True)
         ]
+        if any(mask is None for mask in masks):
+            return None
         _check_places(masks)
         return torch.stack(masks).any(0)
 

@@ -68,8 +68,8 @@ class Attending(Protocol):
 class Masking(Protocol):
     """A model that tells which places of its source are real: what a coverage penalty must know."""
 
-    def source_mask(self, state: Any) -> Bool[Tensor, "B S"]:
-        """True where a row has a source, False on its padding."""
+    def source_mask(self, state: Any) -> Bool[Tensor, "B S"] | None:
+        """True where a row has a source, False on its padding; None of a model that looks nowhere."""
         ...
 
 

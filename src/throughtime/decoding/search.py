@@ -143,8 +143,8 @@ def _crowded(search: Search, prefixes: Sequence[Phrase], needed: int, length: in
         left = needed - tokens_met(search.required_phrases, prefix)
         if left > length - len(prefix):
             return [
-                f"required phrases have {left} tokens more than the prefix of row {row}, of {len(prefix)} tokens, the "
-                f"maximum length is {length}; require less, or allow a greater length"
+                f"required phrases have {left} tokens more than the prefix of row {row}, of {len(prefix)} tokens; the "
+                f"maximum length is {length}: require less, or allow a greater length"
             ]
     return []
 

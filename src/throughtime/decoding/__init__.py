@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from throughtime.decoding.conditioned import Conditioned, given
     from throughtime.decoding.config import GenerationConfig
     from throughtime.decoding.engines import explain
+    from throughtime.decoding.ensemble import Ensemble
     from throughtime.decoding.filters import Filters
     from throughtime.decoding.hypotheses import Hypotheses
     from throughtime.decoding.lengths import LengthError, length_error
-    from throughtime.decoding.protocol import Reading, Reordering, Steppable
+    from throughtime.decoding.of_source import OfSource
+    from throughtime.decoding.protocol import Attending, Masking, Ranked, Ranking, Reading, Reordering, Steppable
     from throughtime.decoding.sampling import Decoded, greedy, sample, stream
     from throughtime.decoding.search import Search
     from throughtime.decoding.search_config import SearchConfig
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     from throughtime.decoding.text import Piece, Text, prompt_text, stream_text, write_texts
 
 _HOMES = {
+    "Ensemble": "ensemble",
+    "Attending": "protocol",
+    "Masking": "protocol",
+    "Ranked": "protocol",
+    "Ranking": "protocol",
+    "OfSource": "of_source",
     "BernoulliHalt": "stop",
     "Conditioned": "conditioned",
     "GenerationConfig": "config",
@@ -53,16 +61,22 @@ _HOMES = {
 }
 
 __all__ = [
+    "Attending",
     "BernoulliHalt",
     "Conditioned",
     "Decoded",
     "EndSymbol",
+    "Ensemble",
     "Filters",
     "GenerationConfig",
     "Hypotheses",
     "LengthError",
+    "Masking",
+    "OfSource",
     "Piece",
     "PredictedLength",
+    "Ranked",
+    "Ranking",
     "Reading",
     "Reordering",
     "Search",

@@ -19,6 +19,7 @@ from throughtime.cli.help import example
 from throughtime.cli.inspect import unfold
 from throughtime.cli.inspect_flow import inspect_flow
 from throughtime.cli.output import heeding_interrupts
+from throughtime.cli.predict import predict
 from throughtime.cli.train import language_model
 from throughtime.cli.train_transduce import transduce
 from throughtime.errors import ThroughtimeError
@@ -97,6 +98,12 @@ train.command(
 app.command(epilog=example('throughtime generate runs/book --prompt "Once upon" --length 300 --temperature 0.8'))(
     generate
 )
+app.command(
+    epilog=example(
+        "throughtime predict runs/say --input words.txt --output answers.txt",
+        "echo cat | throughtime predict runs/say --n-best 3",
+    )
+)(predict)
 app.command(epilog=example("throughtime evaluate runs/book --data other.txt --json"))(evaluate)
 app.add_typer(inspect, name="inspect")
 inspect.command(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -15,12 +19,18 @@ from throughtime.decoding.beam import beam_search
 from throughtime.decoding.hypotheses import Hypotheses
 from throughtime.decoding.search import Search
 from throughtime.decoding.search_config import SearchConfig
+from throughtime.errors import ConfigError
 from throughtime.models import EncoderDecoder
 from throughtime.tasks.pair_texts import PairTokenizers
 
-# Sources that are answered at once, and of which those of similar lengths are put together.
-_ROWS = 64
+Ids: TypeAlias = npt.NDArray[np.int64]
+
+# At most so many sources are read before the first is answered: those of similar lengths are searched together.
 _READ_AHEAD = 1024
+# What is searched at once: sources, their positions, and numbers in the log p of a step (rows · width · vocabulary).
+_ROWS = 256
+_POSITIONS = 1 << 14
+_NUMBERS = 1 << 23
 
 
 class Answer(NamedTuple):
@@ -55,12 +65,19 @@ class Answered(NamedTuple):
     cut: int
 
 
+_EMPTY = Answer("", 0.0, 0.0, True, (), (), None)
+_NOTHING = np.empty(0, np.int64)
+
+
 class Transducer:
     """Answers sources by a model.
 
-    An empty source has the empty answer. What the vocabulary lacks is read as unknown, a source longer than
-    `max_source_length` tokens is cut there, and both are told with the answer. The model never answers with the
-    unknown token.
+    An empty source, or one of white space alone, has the empty answer. What the vocabulary lacks is read as unknown, a
+    source longer than `max_source_length` tokens is cut there, and both are told with the answer. The model never
+    answers with the unknown token.
+
+    Raises:
+        ConfigError: what answers must or must not hold is empty, or the target's vocabulary lacks it.
     """
 
     def __init__(
@@ -81,64 +98,126 @@ class Transducer:
             coverage_penalty=config.coverage_penalty,
             minimum_length=config.minimum_length,
             no_repeat_ngram=config.no_repeat_ngram,
-            banned=() if unknown is None else (unknown,),
+            banned=[*self._phrases("banned", config.banned), *([] if unknown is None else [(unknown,)])],
+            required=self._phrases("required", config.required),
+            prefix=self._phrases("prefix", [config.prefix] if config.prefix else [])[:1] or (),
         )
+        self._source_names, self._target_names = _Names(tokenizers.source), _Names(tokenizers.target)
 
-    def stream(self, texts: Iterable[str], *, read_ahead: int = _READ_AHEAD) -> Iterator[Answered]:
-        """The answers in the order of the sources, of which at most `read_ahead` are in memory."""
+    def stream(
+        self, texts: Iterable[str], *, read_ahead: int = _READ_AHEAD, ready: Callable[[], bool] | None = None
+    ) -> Iterator[Answered]:
+        """The answers in the order of the sources, of which at most `read_ahead` are in memory.
+
+        Sources are gathered while `ready` says that another can be had without waiting; by default they always can.
+        """
         remaining = iter(texts)
-        while block := list(islice(remaining, read_ahead)):
+        for first in remaining:
+            block = [first]
+            while len(block) < read_ahead and (ready is None or ready()):
+                following = list(islice(remaining, 1))
+                if not following:
+                    break
+                block += following
             yield from self.answer(block)
 
     def answer(self, texts: Sequence[str]) -> list[Answered]:
         """The answers to some sources; those of similar lengths are searched together."""
-        ids = [self.tokenizers.source.encode(text) for text in texts]
-        found: list[Answered | None] = [None] * len(texts)
-        order = sorted((row for row in range(len(texts)) if len(ids[row])), key=lambda row: len(ids[row]))
-        for row in range(len(texts)):
-            if not len(ids[row]):
-                found[row] = Answered(texts[row], (), (Answer("", 0.0, 0.0, True, (), (), None),), (), 0)
-        for start in range(0, len(order), _ROWS):
-            rows = order[start : start + _ROWS]
-            kept = [torch.from_numpy(ids[row][: self.max_source_length]) for row in rows]
+        source = self.tokenizers.source
+        ids = [source.encode(text) if text.strip() else _NOTHING for text in texts]
+        found = [Answered(text, (), (_EMPTY,), (), 0) for text in texts]
+        for rows in self._batches([min(len(own), self.max_source_length or len(own)) for own in ids]):
+            kept = [ids[row][: self.max_source_length] for row in rows]
             for row, own, answers in zip(rows, kept, self._searched(kept), strict=True):
-                tokens = tuple(self.tokenizers.source.token(index) for index in own.tolist())
-                unknown = tuple(self.tokenizers.source.codec.unknown(texts[row]))
+                unknown = source.codec.unknown(texts[row]) if source.unknown_id in ids[row] else ()
+                tokens = self._source_names.of(own.tolist())
                 found[row] = Answered(texts[row], tokens, answers, unknown, len(ids[row]) - len(own))
-        return [one for one in found if one is not None]
+        return found
 
-    def _searched(self, sources: Sequence[Tensor]) -> list[tuple[Answer, ...]]:
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """The rows to search together, from the shortest sources to the longest; empty ones are in none."""
+        width = max(self.config.beam, self.config.n_best)
+        most = max(1, min(_ROWS, _NUMBERS // (width * self.tokenizers.target.vocabulary_size)))
+        batch: list[int] = []
+        for row in sorted((row for row, length in enumerate(lengths) if length), key=lengths.__getitem__):
+            if batch and (len(batch) == most or (len(batch) + 1) * lengths[row] > _POSITIONS):
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _searched(self, sources: Sequence[Ids]) -> list[tuple[Answer, ...]]:
         """The answers to sources given as ids."""
+        device = next(self.model.parameters()).device
         lengths = torch.tensor([len(ids) for ids in sources])
-        padded = torch.nn.utils.rnn.pad_sequence(list(sources))  # (S, B)
+        padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(ids) for ids in sources])  # (S, B)
         found = beam_search(
-            given(self.model, inputs=padded, lengths=lengths),
+            given(self.model, inputs=padded.to(device), lengths=lengths.to(device)),
             length=self.config.max_length,
             width=max(self.config.beam, self.config.n_best),
             n_best=self.config.n_best,
             search=self._search,
         )
-        return [
-            tuple(self._answer(found, row, rank, int(lengths[row])) for rank in range(self.config.n_best)
-                  if found.scores[row, rank] > -torch.inf)
-            for row in range(len(sources))
-        ]  # fmt: skip
+        return self._answers(found, lengths.tolist())
 
-    def _answer(self, found: Hypotheses, row: int, rank: int, source_length: int) -> Answer:
-        target: Tokenizer = self.tokenizers.target
-        length = int(found.lengths[row, rank])
-        ids = found.tokens[:, row, rank].tolist()
-        ended = len(ids) > length and ids[length] == target.border_id
-        shown = slice(length + ended)
-        attention = None
-        if found.attention is not None:
-            attention = found.attention[shown, row, rank, :source_length].clone()
-        return Answer(
-            target.decode(ids[:length]),
-            float(found.scores[row, rank]),
-            float(found.ranking[row, rank]),
-            ended,
-            tuple(target.token(index) for index in ids[shown]),
-            tuple(found.token_scores[shown, row, rank].tolist()),
-            attention,
-        )
+    def _answers(self, found: Hypotheses, source_lengths: Sequence[int]) -> list[tuple[Answer, ...]]:
+        """What was found, row by row; whole tensors are made lists at once, which is far faster than piece by piece."""
+        target = self.tokenizers.target
+        tokens, token_scores = (part.permute(1, 2, 0).tolist() for part in (found.tokens, found.token_scores))
+        lengths, scores, ranking = (part.tolist() for part in (found.lengths, found.scores, found.ranking))
+        attention = None if found.attention is None else found.attention.cpu()  # (T, B, N, S)
+        answers: list[tuple[Answer, ...]] = []
+        for row, source_length in enumerate(source_lengths):
+            own = []
+            for rank in range(self.config.n_best):
+                if scores[row][rank] == -math.inf:
+                    break
+                ids, length = tokens[row][rank], lengths[row][rank]
+                ended = len(ids) > length and ids[length] == target.border_id
+                shown = length + ended
+                own.append(
+                    Answer(
+                        target.decode(ids[:length]),
+                        scores[row][rank],
+                        ranking[row][rank],
+                        ended,
+                        self._target_names.of(ids[:shown]),
+                        tuple(token_scores[row][rank][:shown]),
+                        None if attention is None else attention[:shown, row, rank, :source_length].clone(),
+                    )
+                )
+            answers.append(tuple(own))
+        return answers
+
+    def _phrases(self, key: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Texts as tokens of the target.
+
+        Raises:
+            ConfigError: one is empty, or holds what the vocabulary lacks.
+        """
+        target, phrases = self.tokenizers.target, []
+        for text in texts:
+            ids = tuple(target.encode(text).tolist())
+            if not ids:
+                raise ConfigError(
+                    f"generation.{key}: expected a text of at least one token, got {text!r}; leave it out"
+                )
+            if target.unknown_id in ids and key != "banned":
+                lacking = ", ".join(map(repr, target.codec.unknown(text)))
+                raise ConfigError(
+                    f"generation.{key}: {text!r} holds what the model has never written: {lacking}; leave that out"
+                )
+            phrases.append(ids)
+        return phrases
+
+
+class _Names:
+    """The tokens of a vocabulary for display, each found once."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._name = functools.cache(tokenizer.token)
+
+    def of(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """The tokens of ids."""
+        return tuple(map(self._name, ids))

@@ -229,6 +229,47 @@ def test_a_row_is_the_same_among_any_number_of_rows(isa: str, cell: str, precisi
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_row_is_the_same_among_the_rows_of_a_beam(isa: str, cell: str, precision: str) -> None:
+    # From 16 rows on other products are made, and beyond 192 they are made for some rows at a time.
+    layers = some_layers(cell, 150, [140, 140], zoneout=(0.1, 0.2), peepholes=cell == "lstm")
+    model = PackedModel(layers, residual=True, precision=precision)
+    everyone = Stepper(model, 400)
+    inputs = torch.randn(3, 400, 150)
+    outputs = torch.stack([everyone.feed(x) for x in inputs])
+    for first, count in ((0, 1), (5, 15), (20, 16), (3, 40), (7, 193)):
+        some = Stepper(model, count)
+        for x, expected in zip(inputs, outputs, strict=True):
+            found = some.feed(x[first : first + count].contiguous())
+            assert torch.equal(found, expected[first : first + count])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_beam_follows_the_equations(isa: str, cell: str, threads: Callable[[int], None]) -> None:
+    layers = some_layers(cell, 50, [129, 40])
+    ends = some_ends(300, layers)
+    tokens, order = torch.randint(300, (4, 200)), torch.randint(200, (200,))
+    reference = Reference(layers, ends)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        stepper = Stepper(PackedModel(layers, ends), 200)
+        stepper.read(tokens[:2])
+        stepper.reorder(order)
+        stepper.step(tokens[2])
+        stepper.reorder(order[:20])
+        results.append(stepper.step(tokens[3, :20], log_probs=True))
+    for row in tokens[:2]:
+        reference.step(row)
+    reference.states = [(h[order], c[order]) for h, c in reference.states]
+    reference.step(tokens[2])
+    reference.states = [(h[order[:20]], c[order[:20]]) for h, c in reference.states]
+    expected = reference.step(tokens[3, :20]).log_softmax(-1)
+    torch.testing.assert_close(results[0].double(), expected, rtol=0, atol=1e-5)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("vocabulary", [40, 33_000])
 def test_reading_is_stepping(isa: str, precision: str, vocabulary: int) -> None:
     layers = some_layers("lstm", 20, [128, 33])

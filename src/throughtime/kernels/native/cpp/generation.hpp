@@ -85,6 +85,10 @@ class Stepper {
 inline constexpr Index kThreadBytes = Index{384} << 10;
 // So few rows wait for the weights, and not the weights for them.
 inline constexpr Index kFewRows = 8;
+// From so many rows on the weights wait for the rows, and a step's products are those of `multiply_many`, ...
+inline constexpr Index kManyRows = 16;
+// ... of so many rows at a time that their sums stay in the second cache.
+inline constexpr Index kPassRows = 192;
 // A prompt is read in blocks of about so many rows, steps times sequences: what the inputs contribute is one product.
 inline constexpr Index kReadRows = 32;
 // A table of what each token contributes to the first layer is made up to this size; beyond, making it takes longer

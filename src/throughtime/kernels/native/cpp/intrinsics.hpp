@@ -21,6 +21,18 @@ inline void pause() {
 #endif
 }
 
+// Has the compiler load a vector once, where it would put the load into each instruction that uses it.
+template <class Vector>
+inline void keep_in_register(Vector& v) {
+#if defined(__x86_64__)
+    asm("" : "+v"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#else
+    (void)v;
+#endif
+}
+
 // While it lives, this thread takes denormal numbers for zero. A gradient that vanishes becomes denormal before it is zero,
 // and a processor computes with such numbers a hundred times more slowly; below 1e-38 they are of no use to anybody.
 class DenormalsAreZero {

@@ -182,6 +182,12 @@ class StepperOf : public Stepper {
             }
             if (!model.layers.front().from_table) inputs = zeros(block * rows * padded(model.layers.front().inputs));
             scratch = zeros(block * rows * most);
+            if (is_many(rows)) {
+                Index deepest = 0;
+                for (const PackedLayer<Storage>& layer : model.layers)
+                    deepest = std::max({deepest, padded(layer.inputs), layer.width()});
+                for (float*& operand : stretched) operand = zeros(rows * deepest);
+            }
             if (!model.vocabulary) return;
             logits = zeros(rows * model.readout.width());
             tokens = memory.template take<std::int64_t>(rows);
@@ -205,6 +211,7 @@ class StepperOf : public Stepper {
         float* inputs = nullptr;   // (S, B, I padded)
         float* scratch = nullptr;  // (S, B, G H padded, the most of any layer) what the inputs contribute
         float* logits = nullptr;   // (B, V padded)
+        std::array<float*, 2> stretched{};  // of many rows: x, and h before the step, as the products take them
         std::int64_t* tokens = nullptr;  // (B) fed next
     };
 
@@ -212,6 +219,7 @@ class StepperOf : public Stepper {
     struct Thread {
         Thread(const PackedModelOf<Storage>& model, Index room_) : room(room_) {
             product = memory.template take<float>(room * kPanelSums * kBlock);
+            of_inputs = memory.template take<float>(kPassRows * kPanelSums * kBlock);
             if constexpr (Storage::kQuantised) {
                 Index widest = 0;
                 for (const PackedLayer<Storage>& layer : model.layers)
@@ -225,10 +233,13 @@ class StepperOf : public Stepper {
         Buffers memory;
         Index room;      // for rows of a block
         float* product;  // (B, columns of a panel)
+        float* of_inputs;  // (kPassRows, columns of a panel)
         typename Storage::Operand* operands = nullptr;
         float* scales = nullptr;
         Chooser chooser;
     };
+
+    static bool is_many(Index rows) { return !Storage::kQuantised && rows >= kManyRows; }
 
     Thread& thread(const Member& member) { return *threads_[static_cast<std::size_t>(member.index)]; }
 
@@ -295,6 +306,12 @@ class StepperOf : public Stepper {
         for (std::size_t l = 0; l < model_.layers.size(); ++l) {
             const PackedLayer<Storage>& layer = model_.layers[l];
             const LayerRows& own = state_->layers[l];
+            if constexpr (!Storage::kQuantised) {
+                if (steps == 1 && is_many(rows())) {
+                    advance_many(member, l, tokens);
+                    continue;
+                }
+            }
             const Index time = turn_ + turn;
             const Index phase = time + static_cast<Index>(l);
             if (!layer.from_table) contribute(member, l, steps, single && time % 2);
@@ -303,7 +320,7 @@ class StepperOf : public Stepper {
                     step(member, l, s, tokens);
                 } else if (phase % 2 && time > paired_since_) {
                     each_panel(member, layer.h.panels(), false, [&](Index p) {
-                        advance_panel(l, s, p, tokens, own.ahead + layer.h.place(p), layer.h.width());
+                        advance_panel(l, s, p, tokens, {own.ahead + layer.h.place(p), layer.h.width()});
                     });
                 } else {
                     step_and_keep(member, l, tokens);
@@ -318,6 +335,37 @@ class StepperOf : public Stepper {
                 }
             });
         }
+    }
+
+    // A step of many rows: panel by panel both products and the cell, some rows at a time, whose sums stay near.
+    void advance_many(const Member& member, std::size_t l, const std::int64_t* tokens) {
+        const PackedLayer<Storage>& layer = model_.layers[l];
+        const LayerRows& own = state_->layers[l];
+        const Thread& mine = thread(member);
+        const StretchedRows<Storage> x{state_->stretched[0], rows(), layer.x.units()};
+        const StretchedRows<Storage> h{state_->stretched[1], rows(), layer.h.units()};
+        const Index begin = rows() * member.index / member.count, end = rows() * (member.index + 1) / member.count;
+        if (!layer.from_table)
+            x.take(l ? state_->layers[l - 1].results() : state_->inputs, padded(layer.inputs), begin, end);
+        h.take(own.h, layer.width(), begin, end);
+        member.wait();
+        const Index passes = ceil_divide(rows(), kPassRows);
+        each_panel(member, layer.h.panels(), false, [&](Index p) {
+            const Index columns = layer.h.vectors(p) * kBlock;
+            for (Index pass = 0; pass < passes; ++pass) {
+                const Index first = rows() * pass / passes, last = rows() * (pass + 1) / passes;
+                if (!layer.from_table)
+                    multiply_many(layer.x, p, x, first, last, layer.start + layer.x.place(p), mine.of_inputs, columns);
+                multiply_many(layer.h, p, h, first, last, nullptr, mine.product, columns);
+                const PanelSums inputs{layer.from_table ? nullptr : mine.of_inputs, columns};
+                advance_panel(l, first, last, p, tokens, inputs, {mine.product, columns});
+            }
+            for (Index b = 0; b < rows(); ++b) {
+                const Index at = b * layer.width() + layer.first_unit(p);
+                std::copy(own.h + at, own.h + at + layer.panel_units(p), own.before + at);
+            }
+        });
+        member.wait();
     }
 
     // scratch = start + W_ih x for the member's panels and all rows of a block.
@@ -342,7 +390,7 @@ class StepperOf : public Stepper {
         each_panel(member, layer.h.panels(), false, [&](Index p) {
             const Index columns = layer.h.vectors(p) * kBlock;
             multiply_panel(layer.h, p, rows(), a, nullptr, product, columns);
-            advance_panel(l, s, p, tokens, product, columns);
+            advance_panel(l, s, p, tokens, {product, columns});
         });
     }
 
@@ -353,7 +401,7 @@ class StepperOf : public Stepper {
         const auto a = operands(member, own.before, model_.layers[l].width(), rows());
         each_panel(member, h.panels(), false, [&](Index p) {
             multiply_panel(h, p, rows(), a, nullptr, own.ahead + h.place(p), h.width());
-            advance_panel(l, 0, p, tokens, own.ahead + h.place(p), h.width());
+            advance_panel(l, 0, p, tokens, {own.ahead + h.place(p), h.width()});
         });
     }
 
@@ -367,33 +415,45 @@ class StepperOf : public Stepper {
         });
     }
 
-    // The cell, and the residual connection, for the units of panel p at step s of a block. `product` is W_hh h, its
-    // rows `stride` apart.
-    void advance_panel(std::size_t l, Index s, Index p, const std::int64_t* tokens, const float* product,
-                       Index stride) const {
+    // Sums of a panel's columns, of rows `stride` apart.
+    struct PanelSums {
+        const float* values;
+        Index stride;
+    };
+
+    // The cell for the units of panel p at step s of a block; `product` is W_hh h of all rows.
+    void advance_panel(std::size_t l, Index s, Index p, const std::int64_t* tokens, PanelSums product) const {
+        const PackedMatrix<Storage>& h = model_.layers[l].h;
+        const Index first = s * rows();
+        const float* inputs = model_.layers[l].from_table ? nullptr : state_->scratch + first * h.width() + h.place(p);
+        advance_panel(l, first, first + rows(), p, tokens, {inputs, h.width()}, product);
+    }
+
+    // The cell, and the residual connection, for the units of panel p and rows [first, last) of a block's steps, one
+    // after the other; `inputs`, where there is no table, and `product` begin with the row `first`.
+    void advance_panel(std::size_t l, Index first, Index last, Index p, const std::int64_t* tokens, PanelSums inputs,
+                       PanelSums product) const {
         const PackedLayer<Storage>& layer = model_.layers[l];
         const LayerRows& own = state_->layers[l];
-        const Index first = layer.first_unit(p);
+        const Index unit = layer.first_unit(p);
         const Index place = layer.h.place(p);
         ForwardRow<float> row{};
         row.units = row.inputs_stride = row.product_stride = layer.panel_units(p);
         row.count = static_cast<int>(layer.panel_units(p));
         row.bias_hh = layer.bias_hh ? layer.bias_hh + place : nullptr;
-        row.peephole = layer.peephole ? layer.peephole + 3 * first : nullptr;
-        row.zoneout_h = layer.zoneout_h ? layer.zoneout_h + first : nullptr;
-        row.zoneout_c = layer.zoneout_c ? layer.zoneout_c + first : nullptr;
-        for (Index b = 0; b < rows(); ++b) {
-            const Index i = s * rows() + b;
-            const Index at = b * layer.width() + first;
-            const float* inputs = layer.from_table ? model_.table + tokens[i] * layer.h.width()
-                                                   : state_->scratch + i * layer.h.width();
-            row.inputs = inputs + place;
-            row.product = product + b * stride;
+        row.peephole = layer.peephole ? layer.peephole + 3 * unit : nullptr;
+        row.zoneout_h = layer.zoneout_h ? layer.zoneout_h + unit : nullptr;
+        row.zoneout_c = layer.zoneout_c ? layer.zoneout_c + unit : nullptr;
+        for (Index i = first; i < last; ++i) {
+            const Index at = i % rows() * layer.width() + unit;
+            row.inputs = layer.from_table ? model_.table + tokens[i] * layer.h.width() + place
+                                          : inputs.values + (i - first) * inputs.stride;
+            row.product = product.values + (i - first) * product.stride;
             row.h = own.h + at;
             row.c = own.c + at;
-            row.h_out = own.outputs + i * layer.width() + first;
+            row.h_out = own.outputs + i * layer.width() + unit;
             advance_row(layer.cell, row);
-            if (own.summed) add_inputs(l, i * layer.width() + first, layer.panel_units(p));
+            if (own.summed) add_inputs(l, i * layer.width() + unit, layer.panel_units(p));
         }
     }
 
@@ -408,11 +468,26 @@ class StepperOf : public Stepper {
     void read_out(const Member& member, Index s) {
         const PackedLayer<Storage>& last = model_.layers.back();
         const float* from = state_->layers.back().results() + s * rows() * last.width();
-        const auto a = operands(member, from, last.width(), rows());
         const PackedMatrix<Storage>& matrix = model_.readout;
+        if constexpr (!Storage::kQuantised) {
+            if (is_many(rows())) return read_out_many(member, from);
+        }
+        const auto a = operands(member, from, last.width(), rows());
         each_panel(member, matrix.panels(), false, [&](Index p) {
             multiply_panel(matrix, p, rows(), a, model_.readout_start + matrix.place(p),
                            state_->logits + matrix.place(p), matrix.width());
+        });
+    }
+
+    void read_out_many(const Member& member, const float* from) {
+        const PackedMatrix<Storage>& matrix = model_.readout;
+        const StretchedRows<Storage> h{state_->stretched[0], rows(), matrix.units()};
+        h.take(from, model_.layers.back().width(), rows() * member.index / member.count,
+               rows() * (member.index + 1) / member.count);
+        member.wait();
+        each_panel(member, matrix.panels(), false, [&](Index p) {
+            multiply_many(matrix, p, h, 0, rows(), model_.readout_start + matrix.place(p),
+                          state_->logits + matrix.place(p), matrix.width());
         });
     }
 

@@ -26,6 +26,7 @@ inline constexpr int kMostRows = 6;
 inline constexpr int kMostSums = 12;  // of 16 registers
 inline constexpr int kMostRows = 4;
 #endif
+inline constexpr int kLeastTile = 3;  // rows of a tile, where there are many
 
 inline Index padded(Index columns) { return round_up(columns, kBlock); }
 
@@ -265,7 +266,7 @@ struct PackedMatrix {
 
 // -- The product ------------------------------------------------------------------------------------------------------
 
-// Some vectors of a panel by a tile of rows.
+// Some vectors of a panel by a tile of rows, over a stretch of the depth.
 template <class Storage>
 struct PanelCall {
     Index units;
@@ -274,6 +275,7 @@ struct PanelCall {
     Index line;                    // weights between units
     const float* scales;
     const std::int32_t* offsets;
+    bool carried;                  // whether `out` holds the sums over the depth before
     const float* start;            // what is added, null for zero
     float* out;                    // the first row's
     Index out_stride;
@@ -291,6 +293,14 @@ void panel_kernel(const PanelCall<Storage>& call) {
             sums[r][v] = Sums{};
             if constexpr (Storage::kQuantised) std::memcpy(&sums[r][v], call.offsets + v * kBlock, sizeof(Sums));
         }
+    if constexpr (!Storage::kQuantised) {
+        if (call.carried) {
+#pragma GCC unroll 8
+            for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+                for (int v = 0; v < Vectors; ++v) sums[r][v] = load(call.out + r * call.out_stride + v * kBlock);
+        }
+    }
     const typename Storage::Operand* a = call.a.data;
     const typename Storage::Stored* b = call.b;
     const Index stride = call.a.stride;
@@ -302,7 +312,9 @@ void panel_kernel(const PanelCall<Storage>& call) {
             for (int r = 0; r < Rows; ++r) of_a[r] = Storage::operand(a + r * stride, part);
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v) {
-                const Sums of_b = Storage::weights(b + v * kBlockStored, part);
+                Sums of_b = Storage::weights(b + v * kBlockStored, part);
+                // Several rows share it: read anew for each, the sums would wait for the first cache.
+                if constexpr (Rows > 1) intrinsics::keep_in_register(of_b);
 #pragma GCC unroll 8
                 for (int r = 0; r < Rows; ++r) sums[r][v] = Storage::multiply_add(sums[r][v], of_a[r], of_b);
             }
@@ -343,32 +355,96 @@ constexpr auto kernels_of(std::integer_sequence<int, Row...>) {
         kernels_of_rows<Storage, Row + 1>(std::make_integer_sequence<int, vectors_at_once(Row + 1)>{})...};
 }
 
+// Panel p by a tile of rows, over units [k0, k1) of the depth: out += a B, from zero on where k0 is, and + start where k1
+// is the depth's end. `a` begins with the first of the units, out and start with the panel's first column.
+template <class Storage>
+inline void multiply_tile(const PackedMatrix<Storage>& b, Index p, int rows, Operands<Storage> a, Index k0, Index k1,
+                          const float* start, float* out, Index out_stride) {
+    static constexpr auto kernels = kernels_of<Storage>(std::make_integer_sequence<int, kMostRows>{});
+    const int vectors = b.vectors(p);
+    const int most = vectors_at_once(rows);
+    for (int v = 0; v < vectors; v += most) {
+        const int now = std::min(most, vectors - v);
+        PanelCall<Storage> call{};
+        call.units = k1 - k0;
+        call.a = a;
+        call.line = vectors * kBlock * Storage::kUnit;
+        call.b = b.panel(p) + k0 * call.line + v * kBlock * Storage::kUnit;
+        if (Storage::kQuantised) {
+            call.scales = b.scales + b.place(p) + v * kBlock;
+            call.offsets = b.offsets + b.place(p) + v * kBlock;
+        }
+        call.carried = k0 > 0;
+        call.start = start && k1 == b.units() ? start + v * kBlock : nullptr;
+        call.out = out + v * kBlock;
+        call.out_stride = out_stride;
+        kernels[static_cast<std::size_t>(rows - 1)][static_cast<std::size_t>(now - 1)](call);
+    }
+}
+
 // out = start + a B for panel p and all rows; start and out begin with the panel's first column.
 template <class Storage>
 inline void multiply_panel(const PackedMatrix<Storage>& b, Index p, Index rows, Operands<Storage> a, const float* start,
                            float* out, Index out_stride) {
-    static constexpr auto kernels = kernels_of<Storage>(std::make_integer_sequence<int, kMostRows>{});
-    const int vectors = b.vectors(p);
     const Index tiles = ceil_divide(rows, kMostRows);
     for (Index tile = 0; tile < tiles; ++tile) {
         const Index first = rows * tile / tiles;
         const int height = static_cast<int>(rows * (tile + 1) / tiles - first);
-        const int most = vectors_at_once(height);
-        for (int v = 0; v < vectors; v += most) {
-            const int now = std::min(most, vectors - v);
-            PanelCall<Storage> call{};
-            call.units = b.units();
-            call.a = {a.data + first * a.stride, a.stride, a.scales ? a.scales + first : nullptr};
-            call.b = b.panel(p) + v * kBlock * Storage::kUnit;
-            call.line = vectors * kBlock * Storage::kUnit;
-            if (Storage::kQuantised) {
-                call.scales = b.scales + b.place(p) + v * kBlock;
-                call.offsets = b.offsets + b.place(p) + v * kBlock;
-            }
-            call.start = start ? start + v * kBlock : nullptr;
-            call.out = out + first * out_stride + v * kBlock;
-            call.out_stride = out_stride;
-            kernels[static_cast<std::size_t>(height - 1)][static_cast<std::size_t>(now - 1)](call);
+        multiply_tile(b, p, height, {a.data + first * a.stride, a.stride, a.scales ? a.scales + first : nullptr}, 0,
+                      b.units(), start, out + first * out_stride, out_stride);
+    }
+}
+
+// -- The product of many rows -----------------------------------------------------------------------------------------
+//
+// Many rows make it worth to read a panel from the first cache: they all pass by a stretch of its depth that fits in,
+// while the sums so far wait in `out`. Their own numbers stand in that order too. Sums are those of `multiply_panel`, to
+// the bit.
+
+// So many units of depth are a stretch.
+template <class Storage>
+inline constexpr Index kStretch =
+    (Index{24} << 10) / (kPanelSums * kBlock * Storage::kUnit * static_cast<Index>(sizeof(typename Storage::Stored)));
+
+// Rows of one depth as (stretch, row, depth of the stretch).
+template <class Storage>
+struct StretchedRows {
+    float* data;
+    Index rows;
+    Index units;  // of depth
+
+    Index end(Index k0) const { return std::min(units, k0 + kStretch<Storage>); }
+    Index width(Index k0) const { return (end(k0) - k0) * Storage::kUnit; }
+    float* row(Index k0, Index i) const { return data + k0 * Storage::kUnit * rows + i * width(k0); }
+
+    // Takes rows [first, last) from where they stand `stride` apart.
+    void take(const float* from, Index stride, Index first, Index last) const {
+        for (Index k0 = 0; k0 < units; k0 += kStretch<Storage>)
+            for (Index i = first; i < last; ++i)
+                std::copy_n(from + i * stride + k0 * Storage::kUnit, width(k0), row(k0, i));
+    }
+};
+
+// out = start + a B for panel p and rows [first, last); start and out begin with the panel's first column, out with the
+// row `first`.
+template <class Storage>
+inline void multiply_many(const PackedMatrix<Storage>& b, Index p, const StretchedRows<Storage>& a, Index first,
+                          Index last, const float* start, float* out, Index out_stride) {
+    constexpr Index kLine = 64 / sizeof(typename Storage::Stored);  // of the cache
+    const Index height = std::clamp<Index>(kMostSums / b.vectors(p), kLeastTile, kMostRows);
+    const Index tiles = ceil_divide(last - first, height);
+    const Index weights = b.vectors(p) * kBlock * Storage::kUnit;  // of one unit
+    for (Index k0 = 0; k0 < b.units(); k0 += kStretch<Storage>) {
+        const Index k1 = a.end(k0);
+        const auto* next = b.panel(p) + k1 * weights;
+        const Index lines = (k1 - k0) * weights / kLine;
+        for (Index tile = 0; tile < tiles; ++tile) {
+            const Index begin = (last - first) * tile / tiles, end = (last - first) * (tile + 1) / tiles;
+            // The next stretch comes nearer meanwhile.
+            for (Index i = lines * tile / tiles; i < lines * (tile + 1) / tiles; ++i)
+                __builtin_prefetch(next + i * kLine, 0, 2);
+            multiply_tile(b, p, static_cast<int>(end - begin), {a.row(k0, first + begin), a.width(k0), nullptr}, k0,
+                          k1, start, out + begin * out_stride, out_stride);
         }
     }
 }

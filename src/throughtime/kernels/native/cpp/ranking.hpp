@@ -1,0 +1,320 @@
+// The likeliest tokens of each row, from its logits as they come: blocks of columns, never all of them in memory.
+//
+// Of a block of a row there stay its highest logit m and Σ e^(logit − m); from those of all blocks, in their order and
+// in double precision, log Σ e^logit. The likeliest tokens go along in a list of candidates for each row and thread. So
+// a result depends neither on the rows beside it nor on the number of threads.
+#pragma once
+
+#include <limits>
+
+#include "functions.hpp"
+#include "generation.hpp"
+#include "packing.hpp"
+
+namespace throughtime {
+
+// What is asked for, of N rows and V tokens.
+struct Ranking {
+    Index rows, tokens;
+    Index count;          // k, at most V, or V - 1 where there is an end
+    Index end;            // a token that is not ranked, -1 for none
+    double* log_p;        // (N, k), the likeliest first, of equals the first token; NaN where a row is no distribution
+    std::int64_t* ids;    // (N, k)
+    double* of_end;       // (N) the log-probability of `end`, null where there is none
+};
+
+struct Candidate {
+    float logit;
+    std::int32_t id;
+};
+
+inline bool is_better(Candidate a, Candidate b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
+
+// The best candidates of a row so far: in order where they are few, else a heap with the worst in front.
+class Best {
+  public:
+    Best(Candidate* candidates, Index count) : all_(candidates), count_(count) {}
+
+    void clear() const {
+        const Candidate none{-std::numeric_limits<float>::infinity(), std::numeric_limits<std::int32_t>::max()};
+        std::fill_n(all_, count_, none);
+    }
+
+    Candidate worst() const { return all_[is_sorted() ? count_ - 1 : 0]; }
+
+    // Takes in a candidate that is better than the worst one, in whose place it comes.
+    void take(Candidate candidate) const {
+        if (!is_sorted()) {
+            std::pop_heap(all_, all_ + count_, is_better);
+            all_[count_ - 1] = candidate;
+            std::push_heap(all_, all_ + count_, is_better);
+            return;
+        }
+        Index place = count_ - 1;
+        for (; place > 0 && is_better(candidate, all_[place - 1]); --place) all_[place] = all_[place - 1];
+        all_[place] = candidate;
+    }
+
+    void merge(const Best& other) const {
+        for (Index i = 0; i < count_; ++i)
+            if (is_better(other.all_[i], worst())) take(other.all_[i]);
+    }
+
+    // To be called last.
+    void sort() const {
+        if (!is_sorted()) std::sort_heap(all_, all_ + count_, is_better);
+    }
+
+  private:
+    bool is_sorted() const { return count_ <= 64; }
+
+    Candidate* all_;
+    Index count_;
+};
+
+// The greater of each two lanes; a NaN where one is.
+inline Vector<float> greater(Vector<float> a, Vector<float> b) { return (a > b) | (a != a) ? a : b; }
+
+// Folds the lanes into the first one, by halves.
+template <int kDistance, class Combine, std::size_t... Lane>
+inline Vector<float> folded(Vector<float> v, Combine combine, std::index_sequence<Lane...> lanes) {
+    v = combine(v, __builtin_shufflevector(v, v, (Lane ^ kDistance)...));
+    if constexpr (kDistance > 1) v = folded<kDistance / 2>(v, combine, lanes);
+    return v;
+}
+
+template <class Combine>
+inline float fold(Vector<float> v, Combine combine) {
+    return folded<kBlock / 2>(v, combine, std::make_index_sequence<kBlock>{})[0];
+}
+
+class Ranker {
+  public:
+    // Columns of a block.
+    static constexpr Index kColumns = kPanelSums * kBlock;
+
+    Ranker(const Ranking& ranking, int members)
+        : ranking_(ranking), blocks_(ceil_divide(ranking.tokens, kColumns)) {
+        candidates_ = memory_.take<Candidate>(members * ranking.rows * ranking.count);
+        parts_ = memory_.take<Part>(blocks_ * ranking.rows);
+        at_end_ = memory_.take<float>(ranking.rows);
+    }
+
+    // All members call it: visit(block, first, last) is to call `take_in` for those rows. Where there are fewer blocks
+    // than members, these share the rows.
+    template <class Visit>
+    void run(const Member& member, Visit visit) const {
+        const auto share = [&](Index count, Index i) { return count * i / member.count; };
+        for (Index row = 0; row < ranking_.rows; ++row) best(member.index, row).clear();
+        const bool by_blocks = blocks_ >= member.count;
+        const Index first = by_blocks ? 0 : share(ranking_.rows, member.index);
+        const Index last = by_blocks ? ranking_.rows : share(ranking_.rows, member.index + 1);
+        const Index end = by_blocks ? share(blocks_, member.index + 1) : blocks_;
+        for (Index block = by_blocks ? share(blocks_, member.index) : 0; block < end; ++block) visit(block, first, last);
+        member.wait();
+        for (Index row = share(ranking_.rows, member.index); row < share(ranking_.rows, member.index + 1); ++row)
+            finish(row, member.count);
+    }
+
+    int columns(Index block) const { return static_cast<int>(std::min(kColumns, ranking_.tokens - block * kColumns)); }
+
+    // A row's logits in a block, filled up to whole vectors with -infinity.
+    void take_in(const Member& member, Index row, Index block, const float* logits) const {
+        const int count = columns(block);
+        Vector<float> most = load(logits);
+        for (int j = kBlock; j < count; j += kBlock) most = greater(most, load(logits + j));
+        const float highest = fold(most, greater);
+        Vector<float> sums = {};
+        for (int j = 0; j < count; j += kBlock) sums += exponential(load(logits + j) - highest);
+        parts_[block * ranking_.rows + row] = {highest, fold(sums, [](auto a, auto b) { return a + b; })};
+        const Index end = ranking_.end - block * kColumns;
+        if (ranking_.end >= 0 && end >= 0 && end < count) at_end_[row] = logits[end];
+        const Best found = best(member.index, row);
+        Candidate worst = found.worst();
+        if (highest < worst.logit) return;
+        for (int j = 0; j < count; ++j) {
+            if (!(logits[j] >= worst.logit)) continue;
+            const Candidate candidate{logits[j], static_cast<std::int32_t>(block * kColumns + j)};
+            if (candidate.id == ranking_.end || !is_better(candidate, worst)) continue;
+            found.take(candidate);
+            worst = found.worst();
+        }
+    }
+
+  private:
+    // Of a row's block: its highest logit, NaN where one is, and Σ e^(logit − highest).
+    struct Part {
+        float highest, sum;
+    };
+
+    Best best(Index member, Index row) const {
+        return {candidates_ + (member * ranking_.rows + row) * ranking_.count, ranking_.count};
+    }
+
+    void finish(Index row, Index members) const {
+        const Normaliser normaliser = normaliser_of(row);
+        const Best found = best(0, row);
+        for (Index member = 1; member < members; ++member) found.merge(best(member, row));
+        found.sort();
+        const Candidate* candidates = candidates_ + row * ranking_.count;
+        const bool numbers = normaliser.log_sum == normaliser.log_sum;
+        for (Index i = 0; i < ranking_.count; ++i) {
+            ranking_.log_p[row * ranking_.count + i] = normaliser.log_p(candidates[i].logit);
+            ranking_.ids[row * ranking_.count + i] = numbers ? candidates[i].id : 0;
+        }
+        if (ranking_.of_end) ranking_.of_end[row] = normaliser.log_p(at_end_[row]);
+    }
+
+    // log Σ e^logit = highest + log_sum, kept apart: next to a large logit the other one would be lost.
+    struct Normaliser {
+        double highest, log_sum;
+        double log_p(float logit) const { return (static_cast<double>(logit) - highest) - log_sum; }
+    };
+
+    // NaN where a logit is NaN, one is infinite, or all are -infinite.
+    Normaliser normaliser_of(Index row) const {
+        constexpr float kInfinite = std::numeric_limits<float>::infinity();
+        constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+        const auto part = [&](Index block) { return parts_[block * ranking_.rows + row]; };
+        float highest = -kInfinite;
+        for (Index block = 0; block < blocks_; ++block) {
+            const float own = part(block).highest;
+            if (own != own) return {kNone, kNone};
+            highest = std::max(highest, own);
+        }
+        if (std::fabs(highest) == kInfinite) return {kNone, kNone};
+        double sum = 0;
+        for (Index block = 0; block < blocks_; ++block) {
+            if (part(block).highest == -kInfinite) continue;  // its sum is none
+            const double below = static_cast<double>(part(block).highest) - static_cast<double>(highest);
+            sum += static_cast<double>(part(block).sum) * std::exp(below);
+        }
+        return {static_cast<double>(highest), std::log(sum)};
+    }
+
+    const Ranking ranking_;
+    Index blocks_;
+    Buffers memory_;
+    Candidate* candidates_;  // (members, N, k)
+    Part* parts_;            // (blocks, N)
+    float* at_end_;          // (N)
+};
+
+// Members for a product, or a reading, of so many bytes.
+inline int worthwhile(Index bytes, int threads) {
+    return static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
+}
+
+// Ranks logits (N, V) that are there.
+inline void rank_logits(const Ranking& ranking, const float* logits, int threads) {
+    const int members = worthwhile(ranking.rows * ranking.tokens * static_cast<Index>(sizeof(float)), threads);
+    const Ranker ranker(ranking, members);
+    run_together(members, [&](const Member& member) {
+        ranker.run(member, [&](Index block, Index first, Index last) {
+            alignas(kVectorBytes) float filled[Ranker::kColumns];
+            const int columns = ranker.columns(block);
+            for (Index row = first; row < last; ++row) {
+                const float* from = logits + row * ranking.tokens + block * Ranker::kColumns;
+                if (columns % kBlock == 0) {
+                    ranker.take_in(member, row, block, from);
+                    continue;
+                }
+                std::fill(std::copy_n(from, columns, filled), std::end(filled), -std::numeric_limits<float>::infinity());
+                ranker.take_in(member, row, block, filled);
+            }
+        });
+    });
+}
+
+// A readout c + V h, packed once, read by any number of threads.
+class PackedReadout {
+  public:
+    PackedReadout(const float* weight, const float* bias, Index tokens, Index units, int threads) {
+        matrix_.depth = units;
+        matrix_.columns = tokens;
+        matrix_.take(memory_);
+        start_ = memory_.take<float>(matrix_.width());
+        run_together(threads, [&](const Member& member) {
+            for (Index p = member.index; p < matrix_.panels(); p += member.count) {
+                matrix_.pack(p, weight);
+                matrix_.pack_values(p, bias, -std::numeric_limits<float>::infinity(), start_);
+            }
+        });
+    }
+
+    Index tokens() const { return matrix_.columns; }
+    Index units() const { return matrix_.depth; }
+
+    void logits(const float* h, Index rows, float* to, int threads) const {
+        const Pass pass(*this, h, rows, threads);
+        run_together(pass.members, [&](const Member& member) {
+            pass.begin(member);
+            const Index first = matrix_.panels() * member.index / member.count;
+            const Index end = matrix_.panels() * (member.index + 1) / member.count;
+            for (Index p = first; p < end; ++p) {
+                const Index at = matrix_.first_block(p) * kBlock;
+                const Index columns = std::min(Ranker::kColumns, tokens() - at);
+                pass.each_row(member, p, 0, rows, [&](Index row, const float* values) {
+                    std::copy_n(values, columns, to + row * tokens() + at);
+                });
+            }
+        });
+    }
+
+    void rank(const float* h, const Ranking& ranking, int threads) const {
+        const Pass pass(*this, h, ranking.rows, threads);
+        const Ranker ranker(ranking, pass.members);
+        run_together(pass.members, [&](const Member& member) {
+            pass.begin(member);
+            ranker.run(member, [&](Index p, Index first, Index last) {
+                pass.each_row(member, p, first, last,
+                              [&](Index row, const float* values) { ranker.take_in(member, row, p, values); });
+            });
+        });
+    }
+
+  private:
+    // What one call needs.
+    struct Pass {
+        Pass(const PackedReadout& readout_, const float* h_, Index rows, int threads)
+            : readout(readout_),
+              h(h_),
+              members(worthwhile(readout_.matrix_.bytes() * std::max<Index>(1, rows / 4), threads)),
+              stretched{nullptr, rows, readout_.matrix_.units()} {
+            stretched.data = memory.take<float>(rows * readout.units());
+            tiles = memory.take<float>(members * std::min(rows, kPassRows) * Ranker::kColumns);
+        }
+
+        void begin(const Member& member) const {
+            stretched.take(h, readout.units(), stretched.rows * member.index / member.count,
+                           stretched.rows * (member.index + 1) / member.count);
+            member.wait();
+        }
+
+        // Calls visit(row, logits) for rows [begin, end) of panel p.
+        template <class Visit>
+        void each_row(const Member& member, Index p, Index begin, Index end, Visit visit) const {
+            const PackedMatrix<StoredSingle>& matrix = readout.matrix_;
+            const Index columns = matrix.vectors(p) * kBlock;
+            float* tile = tiles + member.index * std::min(stretched.rows, kPassRows) * Ranker::kColumns;
+            for (Index first = begin; first < end; first += kPassRows) {
+                const Index last = std::min(end, first + kPassRows);
+                multiply_many(matrix, p, stretched, first, last, readout.start_ + matrix.place(p), tile, columns);
+                for (Index row = first; row < last; ++row) visit(row, tile + (row - first) * columns);
+            }
+        }
+
+        const PackedReadout& readout;
+        const float* h;
+        int members;
+        Buffers memory;
+        StretchedRows<StoredSingle> stretched;
+        float* tiles;  // (members, rows of a pass, columns of a panel)
+    };
+
+    Arena memory_;
+    PackedMatrix<StoredSingle> matrix_;
+    float* start_ = nullptr;  // the bias; -infinity where the columns are filled up
+};
+
+}  // namespace throughtime

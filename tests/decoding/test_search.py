@@ -12,7 +12,7 @@ from torch import Tensor
 
 from throughtime.decoding import EndSymbol
 from throughtime.decoding.beam import Search, beam_search
-from throughtime.errors import ConfigError
+from throughtime.errors import ConfigError, DivergedError
 
 
 class Even:
@@ -79,14 +79,14 @@ def test_what_cannot_be_meant(keys: dict[str, Any], text: str) -> None:
         (
             {"length": 5, "width": 0, "n_best": 0},
             {"minimum_length": 6, "prefix": [1, 2, 3, 4, 5, 6]},
-            "width must be >= 1, got 0; n_best must be >= 1, got 0; minimum_length must be <= 5, the maximum length, got "
-            "6; prefix has 6 tokens, the maximum length is 5; allow a greater length",
+            "width must be >= 1, got 0; n_best must be >= 1, got 0; minimum_length must be <= 5, the maximum "
+            "length, got 6; prefix has 6 tokens, the maximum length is 5; allow a greater length",
         ),
         (
             {"length": 4},
             {"required": [(1, 2), (3, 4)], "prefix": [[1, 2, 3], [1, 2, 7]]},
-            "required phrases have 2 tokens more than the prefix of row 1, of 3 tokens; the maximum length is 4: require "
-            "less, or allow a greater length",
+            "required phrases have 2 tokens more than the prefix of row 1, of 3 tokens; the maximum length is 4: "
+            "require less, or allow a greater length",
         ),
         ({"length": 4}, {"required": [(1, 2), (3, 4)], "prefix": [[1, 2, 3], [1, 2, 3]]}, None),
         ({"width": 5}, {"groups": 2}, "width must be a multiple of the 2 groups, got 5"),
@@ -99,8 +99,8 @@ def test_what_cannot_be_meant(keys: dict[str, Any], text: str) -> None:
             {},
             {"banned": [9, (0, 1)], "required": [(-1, 2)], "prefix": [3, 0]},
             "banned tokens must be in 0..8, the model's vocabulary, got 9; banned must not go on behind 0, the end of "
-            "a sequence; leave it out; required tokens must be in 0..8, the model's vocabulary, got -1; prefix must not "
-            "go on behind 0, the end of a sequence; leave it out",
+            "a sequence; leave it out; required tokens must be in 0..8, the model's vocabulary, got -1; prefix must "
+            "not go on behind 0, the end of a sequence; leave it out",
         ),
         (
             {},
@@ -138,3 +138,17 @@ def test_the_first_of_equals() -> None:
     # Even where nothing tells sequences apart, the order is one that can be foretold.
     found = beam_search(Even(), length=2, width=3, n_best=4, search=Search(banned=[1]))
     assert found.tokens[:, 0].mT.tolist() == [[0, 0], [0, 2], [0, 3], [0, 4]]
+
+
+@pytest.mark.parametrize(
+    "search", [Search(), Search(required=[3]), Search(groups=2, diversity=1.0), Search(no_repeat_ngram=1)]
+)
+def test_logits_that_are_no_numbers(search: Search) -> None:
+    class Broken(Even):
+        def step(self, tokens: Tensor, state: None) -> tuple[Tensor, None]:
+            logits = torch.zeros(len(tokens), 9)
+            logits[tokens == 2] = math.nan
+            return logits, None
+
+    with pytest.raises(DivergedError, match="Broken gave logits that are not finite"):
+        beam_search(Broken(), [[0, 0]], length=5, width=4, search=search)

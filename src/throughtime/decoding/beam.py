@@ -201,7 +201,7 @@ class _Beam:
         if self._constraints is not None:
             assert self._written is not None
             sentences = self.chains.rows // self.task.search.groups
-            per_row = logits.view(*self.scores.shape, -1)  # (B, K, V)
+            per_row = logits.reshape(*self.scores.shape, -1)  # (B, K, V)
             logits = self._constraints.allowed(per_row, self._written, sentences).flatten(0, 1)
         following = self._without_banned(ranked(logits, normaliser, state, self._candidates(), self.task.end))
         if self._required is None:
@@ -221,9 +221,11 @@ class _Beam:
             ConfigError: a coverage penalty, and no attention.
         """
         shape = self.scores.shape
-        log_p, ids = following.log_p.view(*shape, -1), following.ids.view(*shape, -1)  # (B, K, k)
-        of_end = None if following.of_end is None else following.of_end.view(shape)  # (B, K)
+        log_p, ids = following.log_p.reshape(*shape, -1), following.ids.reshape(*shape, -1)  # (B, K, k)
+        of_end = None if following.of_end is None else following.of_end.reshape(shape)  # (B, K)
         attention = self._look(model, following.state)
+        if self._required is not None:
+            self._check(model, log_p)  # a bank could leave it out
         if of_end is not None and self._step >= self.task.silent + self.task.search.minimum_length:
             self._keep(self.scores + of_end, self._step)
         progress = self._progress_after(ids)  # (B, K, k, P)
@@ -236,27 +238,28 @@ class _Beam:
         self._progress = None if progress is None else _of_slots(progress.flatten(1, 2), best)
         self._step += 1
         if self._step == self.task.steps:
-            self._check(model)
+            self._check(model, self.scores)
             # What has not ended is cut here.
             self._keep(self.scores, self._step)
             return parents[:0, 0], tokens[:0, 0]
         rows = torch.arange(0, shape[0] * shape[1], shape[1], device=parents.device)[:, None]
         going = self._going()
         if not going.all():
-            self._check(model)
+            self._check(model, self.scores)
             stay = self._leave(~going)
             rows, parents, tokens = rows[stay], parents[stay], tokens[stay]
         return (parents + rows).flatten(), tokens.flatten()
 
-    def _check(self, model: Steppable) -> None:
-        """Scores are numbers; a row in which they are not goes on to nothing better."""
-        if self.scores.isnan().any():
+    @staticmethod
+    def _check(model: Steppable, scores: Tensor) -> None:
+        """Scores are numbers. What is none is the greatest of its row, which does not go on then."""
+        if scores.isnan().any():
             raise diverged(model)
 
     def _look(self, model: Steppable, state: Any) -> Float[Tensor, "B K S"] | None:
         """Where the step that led to `state` has looked; counted, where it matters."""
         look = model.attention(state) if self._attends else None  # type: ignore[attr-defined]
-        attention: Tensor | None = None if look is None else look.view(*self.scores.shape, -1)
+        attention: Tensor | None = None if look is None else look.reshape(*self.scores.shape, -1)
         if self.task.search.coverage_penalty and self._step >= self.task.silent:
             if attention is None or self.source is None:
                 raise ConfigError(f"beam_search: coverage_penalty needs a model that attends, got {_name(model)} "

@@ -91,7 +91,10 @@ class Ranking(Protocol):
     """A model that finds the likeliest next tokens itself, quicker than by all V log-probabilities."""
 
     def rank(self, tokens: Int[Tensor, " B"], state: Any, k: int, end: int | None) -> Ranked:
-        """One step, and the `k` likeliest next tokens after it, `end` left out; k is at most their number."""
+        """One step, and the `k` likeliest next tokens after it, `end` left out; k is at most their number.
+
+        Their log-probabilities are of all V tokens, `end` among them, at most 0, and NaN where logits are no numbers.
+        """
         ...
 
 

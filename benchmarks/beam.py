@@ -40,7 +40,7 @@ class TorchBeam:
             names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
             cell.load_state_dict({name: getattr(model.decoder, f"{name}_l{index}").detach() for name in names})
 
-    def search(self, tokens: Tensor, lengths: Tensor, beam: int, length: int, *, ends: bool) -> Tensor:
+    def search(self, tokens: Tensor, lengths: Tensor, beam: int, length: int) -> Tensor:
         """log p (B,) of the best answer of each sentence."""
         model, batch = self.model, tokens.shape[1]
         packed = nn.utils.rnn.pack_padded_sequence(model.source_embedding(tokens), lengths, enforce_sorted=False)
@@ -66,28 +66,22 @@ class TorchBeam:
             context = torch.bmm(weights[:, None], m)[:, 0]
             h = torch.tanh(model.combine(torch.cat([context, x], -1)))
             log_p = model.readout(h).log_softmax(-1)  # (B·K, V)
-            if ends:
-                log_p[finished] = -torch.inf
-                log_p[finished, self.end] = 0
-            else:
-                log_p[:, self.end] = -torch.inf
+            log_p[finished] = -torch.inf
+            log_p[finished, self.end] = 0
             total = (scores.flatten()[:, None] + log_p).view(batch, -1)
             scores, best = total.topk(beam)
             rows = (best // log_p.shape[1] + torch.arange(batch)[:, None] * beam).flatten()
             last = (best % log_p.shape[1]).flatten()
             states = [tuple(field[rows] for field in state) for state in states]
-            finished = finished[rows] | (last == self.end) if ends else finished
+            finished = finished[rows] | (last == self.end)
             if finished.all():
                 break
         return scores[:, 0]
 
 
-def ours(
-    model: tt.models.EncoderDecoder, tokens: Tensor, lengths: Tensor, beam: int, length: int, *, ends: bool
-) -> Tensor:
-    search = tt.decoding.Search(minimum_length=0 if ends else length)
+def ours(model: tt.models.EncoderDecoder, tokens: Tensor, lengths: Tensor, beam: int, length: int) -> Tensor:
     about = tt.decoding.given(model, inputs=tokens, lengths=lengths)
-    found = tt.decoding.beam_search(about, length=length, width=beam, search=search)
+    found = tt.decoding.beam_search(about, length=length, width=beam)
     scores: Tensor = found.scores[:, 0]
     return scores
 
@@ -109,8 +103,6 @@ def compare(
     model: tt.models.EncoderDecoder,
     batches: list[tuple[Tensor, Tensor]],
     given: argparse.Namespace,
-    *,
-    ends: bool,
 ) -> None:
     torch_side = TorchBeam(model)
 
@@ -118,10 +110,10 @@ def compare(
         return torch.cat([search(*batch) for batch in batches])
 
     def theirs() -> Tensor:
-        return whole(lambda x, n: torch_side.search(x, n, given.beam, given.length, ends=ends))
+        return whole(lambda x, n: torch_side.search(x, n, given.beam, given.length))
 
     def own() -> Tensor:
-        return whole(lambda x, n: ours(model, x, n, given.beam, given.length, ends=ends))
+        return whole(lambda x, n: ours(model, x, n, given.beam, given.length))
 
     with torch.inference_mode():
         a, b = theirs(), own()
@@ -161,17 +153,19 @@ def main() -> None:
         ids = sorted((torch.from_numpy(tokenizers.source.encode(text)) for text in texts), key=len)
         parts = [ids[at : at + given.batch] for at in range(0, len(ids), given.batch)]
         batches = [(nn.utils.rnn.pad_sequence(part), torch.tensor([len(one) for one in part])) for part in parts]
-        compare(f"{given.run.name}, {len(ids)} sources", model, batches, given, ends=True)
+        compare(f"{given.run.name}, {len(ids)} sources", model, batches, given)
         return
     for vocabulary in given.vocabulary:
         model = tt.models.EncoderDecoder(
             source_vocabulary_size=vocabulary, target_vocabulary_size=vocabulary, hidden_size=given.hidden,
             num_layers=given.layers, embedding_size=given.hidden,
         ).eval()  # fmt: skip
+        with torch.no_grad():
+            model.readout.bias_ho[model.config.border_id] = -1e4  # no answer ends
         x = torch.randint(vocabulary, (given.source, given.batch))
         lengths = torch.randint(given.source // 2, given.source + 1, (given.batch,))
         title = f"H {given.hidden}, {given.layers} layers, V {vocabulary}, {given.length} steps"
-        compare(title, model, [(x, lengths)], given, ends=False)
+        compare(title, model, [(x, lengths)], given)
 
 
 if __name__ == "__main__":

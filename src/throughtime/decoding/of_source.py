@@ -22,7 +22,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from throughtime.decoding.protocol import Ranked
 from throughtime.errors import PromptError, ShapeError
+from throughtime.kernels.native.ranking import PackedReadout
 from throughtime.layers import Memory, in_evaluation_mode
 from throughtime.models import EncoderDecoder
 from throughtime.models.sequence_length import remaining
@@ -82,10 +84,16 @@ class OfSource(nn.Module):
         given = None if lengths is None else torch.as_tensor(lengths, device=tokens.device)
         with torch.no_grad(), in_evaluation_mode(model):
             self._encoded = model.encode((tokens, given))
+            self._memory = None if self._encoded.memory is None else self._combined(self._encoded.memory)
         self.batch_size = None if single else tokens.shape[1]
         weight = model.readout.weight_ho
         native = stepping_refusal(model.decoder) is None and weight.dtype == torch.float32
         self._stepper = LayerStepper(model.decoder) if native else None
+        self._readout: PackedReadout | None = None
+        if native and config.stop == "end_symbol":
+            self._readout = PackedReadout(weight, model.readout.bias_ho)
+            # A method that a model has is a promise: see `Ranking`.
+            self.rank = self._rank
 
     def initial_state(self, batch_size: int) -> Writing:
         """Before the first action.
@@ -116,9 +124,7 @@ class OfSource(nn.Module):
         Raises:
             PromptError: the first action read is not `border_id`.
         """
-        if state.read == 0 and bool((tokens != self.border_id).any()):
-            raise PromptError(f"decoding: a prompt must begin with {self.border_id}, which opens every sequence of "
-                              f"{type(self.model).__name__}, got {tokens.tolist()}")  # fmt: skip
+        self._check_opening(tokens, state)
         if self.silent_actions and state.read == 0:
             log_p = self.model.length_log_prob(self._encoded)[state.sources]  # (N, max_length + 1)
             return functional.pad(log_p, (self.symbols, 0), value=-math.inf), state._replace(read=1)
@@ -126,8 +132,23 @@ class OfSource(nn.Module):
             state = state._replace(lengths=(tokens - self.symbols).clamp(min=0))
             tokens = torch.full_like(tokens, self.border_id)
         h, state = self.advance(tokens, state)
+        if self._readout is not None:
+            return self._readout.logits(h).log_softmax(-1), state
         return self._actions(self.model.outputs(h), state), state
 
+    def _rank(self, tokens: Int[Tensor, " N"], state: Writing, k: int, end: int | None) -> Ranked:
+        """One step and the `k` likeliest tokens after it, as `Ranking` says."""
+        assert self._readout is not None
+        self._check_opening(tokens, state)
+        h, state = self.advance(tokens, state)
+        return Ranked(*self._readout.rank(h, k, end=end), state)
+
+    def _check_opening(self, tokens: Int[Tensor, " N"], state: Writing) -> None:
+        if state.read == 0 and bool((tokens != self.border_id).any()):
+            raise PromptError(f"decoding: a prompt must begin with {self.border_id}, which opens every sequence of "
+                              f"{type(self.model).__name__}, got {tokens.tolist()}")  # fmt: skip
+
+    @torch.no_grad()
     def advance(self, tokens: Int[Tensor, " N"], state: Writing) -> tuple[Float[Tensor, "N H"], Writing]:
         """h̃(t) of each row after one more token, and the new state; the state's `read` has counted it."""
         model, t = self.model, state.read + 1 - self.silent_actions  # of the next token
@@ -199,11 +220,17 @@ class OfSource(nn.Module):
             # The keys are each row's own.
             rows = torch.arange(len(state.present), device=h.device).repeat_interleave(state.each)
             context, weights = model.attention(h[:, None], memory.select(rows), state.coverage)
-        return model.attentional(context.reshape(len(h), -1), h), weights.reshape(len(h), -1)
+        of_h = functional.linear(h, model.combine.weight[:, model.config.hidden_size :])
+        return torch.tanh(context.reshape(len(h), -1) + of_h), weights.reshape(len(h), -1)
+
+    def _combined(self, memory: Memory) -> Memory:
+        """W_c m_j in place of m_j: as W_c c(t) = Σ_j α_j(t) W_c m_j, no step has to multiply its context."""
+        weight = self.model.combine.weight[:, : self.model.config.hidden_size]  # W_c of W = [W_c, W_h]
+        return memory._replace(values=functional.linear(memory.values, weight))
 
     def _with_memory(self, state: Writing) -> Writing:
         """The state with the memory of the sources that its rows have."""
-        if self._encoded.memory is None:
+        if self._memory is None:
             return state
         present, counts = torch.unique_consecutive(state.sources, return_counts=True)
         each = int(counts[0]) if len(counts) else 1
@@ -211,7 +238,7 @@ class OfSource(nn.Module):
             present, each = state.sources, 1
         if state.memory is not None and torch.equal(present, state.present):
             return state._replace(each=each)
-        return state._replace(present=present, each=each, memory=self._encoded.memory.select(present))
+        return state._replace(present=present, each=each, memory=self._memory.select(present))
 
     def _actions(self, o: Float[Tensor, "N O"], state: Writing) -> Float[Tensor, "N V"]:
         """log p of each action that o(t) stands for; of the end alone where a predicted length is over."""

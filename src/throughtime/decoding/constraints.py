@@ -30,8 +30,7 @@ class Constraints:
         sizes = sorted(set(map(len, phrases)))
         # Of each size n: what comes first (P, n-1), and what may not follow (P,).
         self._banned = [
-            torch.tensor([phrase for phrase in phrases if len(phrase) == size], device=device)
-            for size in sizes
+            torch.tensor([phrase for phrase in phrases if len(phrase) == size], device=device) for size in sizes
         ]
         prefixes = search.prefixes(rows)
         longest = max(map(len, prefixes), default=0)

@@ -2,7 +2,8 @@
 
     p(y(t) | y(<t), x) = Σ_i w_i p_i(y(t) | y(<t), x),   Σ_i w_i = 1
 
-Source: Sutskever, Vinyals & Le 2014, "Sequence to sequence learning with neural networks", section 3.6.
+Source: Sutskever, Vinyals & Le 2014, "Sequence to sequence learning with neural networks", section 3.6
+(ensembles of LSTMs).
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ The beginnings of a beam stand in banks, by the tokens of required phrases that 
     m = Σ_{phrases met} their lengths + max_{other phrases} (tokens of it that the beginning ends with)
 
 and the beam takes of each bank the best, from that with the most met to that with the least, then the second best of
-each, and so on. A beginning with m < C, all tokens required, can always come to m + 1 with its next token; so the
-greatest m of a beam grows with every step, and after C steps one beginning has met all, however narrow the beam is.
+each, and so on. A beginning with m < C, all tokens required, can come to m + 1 with its next token, if no other rule
+forbids that one; so the greatest m of a beam grows with every step, and after C steps one beginning has met all,
+however narrow the beam is.
 
 Source: Post & Vilar 2018, "Fast lexically constrained decoding with dynamic beam allocation for neural machine
 translation"; the order of the choice: Hu et al. 2019, "Improved lexically constrained decoding for translation and

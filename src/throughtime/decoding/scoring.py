@@ -40,9 +40,7 @@ def coverage_penalty(
     return strength * missing.where(source[:, None], 0).sum(-1)
 
 
-def unsettled(
-    scores: Float[Tensor, "B K"], worst: Float[Tensor, " B"], greatest_penalty: float
-) -> Bool[Tensor, " B"]:
+def unsettled(scores: Float[Tensor, "B K"], worst: Float[Tensor, " B"], greatest_penalty: float) -> Bool[Tensor, " B"]:
     """The rows in which a beginning can still come to more than the `worst` of the best sequences that are whole.
 
     scores: log p of the beginnings, at most 0. greatest_penalty: lp of the greatest length.

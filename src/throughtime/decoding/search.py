@@ -18,8 +18,8 @@ class Search:
 
     Scores are always the model's own: what is not allowed is left out, and nothing else becomes likelier by that.
 
-    length_penalty: α ≥ 0; above 0, longer sequences lose less by their length (GNMT: 0.2 for a trained model).
-    coverage_penalty: β ≥ 0; above 0, a sequence loses by what it leaves of the source (GNMT: 0.2).
+    length_penalty: α ≥ 0; above 0, longer sequences lose less by their length (GNMT takes 0.2).
+    coverage_penalty: β ≥ 0; above 0, a sequence loses by what it leaves of the source (GNMT takes 0.2).
     minimum_length: tokens before the end, at least.
     no_repeat_ngram: n; no n tokens in a row come twice in a sequence; 0: off.
     groups: parts of the beam that search one after the other, each kept from choosing what those before it chose.
@@ -34,8 +34,8 @@ class Search:
 
     Source: Wu et al. 2016, "Google's neural machine translation system", eq. 14 (α, β); Paulus, Xiong & Socher 2018,
     "A deep reinforced model for abstractive summarization", section 2.5 (n-grams); Vijayakumar et al. 2018, "Diverse
-    beam search", with Hamming diversity (groups); Post & Vilar 2018, "Fast lexically constrained decoding with dynamic
-    beam allocation for neural machine translation" (required).
+    beam search for improved description of complex scenes", with Hamming diversity (groups); Post & Vilar 2018, "Fast
+    lexically constrained decoding with dynamic beam allocation for neural machine translation" (required).
     """
 
     length_penalty: float = 0.0

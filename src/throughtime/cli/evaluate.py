@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from throughtime.cli.output import write, write_json
-from throughtime.errors import UsageError
+from throughtime.errors import RunFolderError, UsageError
 
 
 def evaluate(
@@ -17,8 +17,9 @@ def evaluate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text: files, folders, globs or - (standard input); several may follow one --data. A design's run is "
-            "evaluated on the held-out sequences that its folder keeps, 16 at most.",
+            help="Text, or pairs where the run is one of pairs: files, folders, globs or - (standard input); several "
+            "may follow one --data. A design's run is evaluated on the held-out sequences that its folder keeps, 16 at "
+            "most.",
             metavar="PATH...",
         ),
     ] = None,
@@ -30,13 +31,74 @@ def evaluate(
         Literal["strict", "replace"] | None,
         typer.Option(help="Bytes that are not UTF-8: stop, or read U+FFFD. [default: as in training]"),
     ] = None,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pairs: exact_match, token_error_rate, bleu, chrf; several may follow one --metrics. [default: as in "
+            "training]",
+            metavar="NAME...",
+        ),
+    ] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option(help="Pairs: beginnings kept at each step; 1: greedy. [default: as in training]", min=1),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Pairs, in place of --data: the sources, one a line ...", metavar="FILE")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="... and their targets, line by line.", metavar="FILE")] = None,
+    source_column: Annotated[
+        str | None, typer.Option(help="Pairs: column of the sources. [default: as in training]")
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(help="Pairs: column of the targets. [default: as in training]")
+    ] = None,
 ) -> None:
-    """Measure how well a trained model predicts a text, or a design sequences."""
-    results = _of_text(run, data, column, errors) if data else _of_kept_sequences(run)
+    """Measure how well a trained model predicts a text, answers sources, or a design sequences.
+
+    Of pairs, several with one source are one question, and any of their targets is a right answer to it.
+    """
+    reading = {"source_column": source_column, "target_column": target_column}
+    asked = {"metrics": metrics, "beam": beam, "source": source, "target": target, **reading}
+    of_pairs = {name: value for name, value in asked.items() if value is not None}
+    if _is_of_pairs(run):
+        if column is not None:
+            raise UsageError("evaluate: --column is for text; name --source-column and --target-column")
+        results = _of_pairs(run, data, {**of_pairs, **({} if errors is None else {"errors": errors})})
+    elif of_pairs:
+        option = f"--{next(iter(of_pairs)).replace('_', '-')}"
+        raise UsageError(f"evaluate: {option} is for runs of train transduce, which {run} is not; leave it out")
+    else:
+        results = _of_text(run, data, column, errors) if data else _of_kept_sequences(run)
     if json:
         write_json(results)
     else:
         write(_table(results))
+
+
+def _is_of_pairs(run: Path) -> bool:
+    from throughtime.training.run_folder import RunFolder
+
+    try:
+        return RunFolder.task_of(run) == "transduce"
+    except RunFolderError:
+        return False  # what is the matter with it, they tell who open it
+
+
+def _of_pairs(run: Path, data: list[str] | None, options: dict[str, Any]) -> Mapping[str, Any]:
+    source, target = (options.pop(name, None) for name in ("source", "target"))
+    keys = ("source_column", "target_column", "errors")
+    reading: dict[str, Any] = {name: options.pop(name) for name in keys if name in options}
+    if (source is None) != (target is None) or (source is None) == (not data):
+        raise UsageError(
+            f"run folder {run}: a model of pairs is evaluated on pairs; name them with --data, or two parallel files "
+            "with --source and --target"
+        )
+    if source is not None:
+        reading |= {"source": source, "target": target}
+    from throughtime.tasks import transduce
+
+    return transduce.evaluate(run, data or [], reading=reading, **options)
 
 
 def _of_text(run: Path, data: list[str], column: str | None, errors: Any) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from throughtime.cli.output import note, raise_if_interrupted, write, write_json
+from throughtime.cli.right_command import expect_task
 from throughtime.errors import PromptError
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def generate(
     The text appears as it is made, the prompt before it; it ends after --length tokens, where the model ends it, or at
     a --stop string. Options that are not given are those of [generation] in the run's config.toml.
     """
+    expect_task(run, "lm", "generate")
     text = _standard_input() if prompt == "-" else prompt
     from throughtime.configuration import validate
     from throughtime.decoding.config import GenerationConfig

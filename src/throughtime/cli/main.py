@@ -12,11 +12,12 @@ import typer
 
 from throughtime.cli.arguments import spread
 from throughtime.cli.bench import recurrence
-from throughtime.cli.demo import demo
+from throughtime.cli.demo import demo, demo_transduce
 from throughtime.cli.evaluate import evaluate
 from throughtime.cli.generate import generate
 from throughtime.cli.help import example
 from throughtime.cli.inspect import unfold
+from throughtime.cli.inspect_attention import inspect_attention
 from throughtime.cli.inspect_flow import inspect_flow
 from throughtime.cli.output import heeding_interrupts
 from throughtime.cli.predict import predict
@@ -68,7 +69,7 @@ def _train(context: typer.Context) -> None:
     invoke_without_command=True, epilog=example("throughtime inspect unfold --design hidden-recurrent --out graph.svg")
 )
 def _inspect(context: typer.Context) -> None:
-    """Look into a network: its graph through time, and the gradient on its way back."""
+    """Look into a network: its graph through time, the gradient on its way back, its attention."""
     _help_unless_command(context)
 
 
@@ -78,7 +79,10 @@ def _bench(context: typer.Context) -> None:
     _help_unless_command(context)
 
 
-app.command(epilog=example("throughtime demo --minutes 1"))(demo)
+demos = typer.Typer(rich_markup_mode=None)
+demos.callback(invoke_without_command=True, epilog=example("throughtime demo --minutes 1"))(demo)
+demos.command("transduce", epilog=example("throughtime demo transduce --minutes 1"))(demo_transduce)
+app.add_typer(demos, name="demo")
 app.add_typer(train, name="train")
 train.command(
     "lm",
@@ -104,7 +108,12 @@ app.command(
         "echo cat | throughtime predict runs/say --n-best 3",
     )
 )(predict)
-app.command(epilog=example("throughtime evaluate runs/book --data other.txt --json"))(evaluate)
+app.command(
+    epilog=example(
+        "throughtime evaluate runs/book --data other.txt --json",
+        "throughtime evaluate runs/say --data test.tsv --metrics exact_match token_error_rate",
+    )
+)(evaluate)
 app.add_typer(inspect, name="inspect")
 inspect.command(
     epilog=example(
@@ -119,6 +128,10 @@ inspect.command(
         "throughtime inspect flow runs/book --data other.txt --json",
     ),
 )(inspect_flow)
+inspect.command(
+    "attention",
+    epilog=example('throughtime inspect attention runs/say --input "through" --out attention.png'),
+)(inspect_attention)
 app.add_typer(bench, name="bench")
 bench.command(
     "recurrence",

@@ -69,15 +69,24 @@ METRICS: dict[str, Callable[[Sequence[Judged], Tokenizer], float]] = {
 }
 
 
+def check_metrics(names: Sequence[str]) -> None:
+    """Nothing, where there is a metric of each name.
+
+    Raises:
+        UsageError: there is none of one.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
+
+
 def measured(names: Sequence[str], judged: Sequence[Judged], tokenizer: Tokenizer) -> dict[str, float]:
     """The metrics of these names; `tokenizer` is that of the targets.
 
     Raises:
         UsageError: there is no metric of a name, or no answer to judge.
     """
-    for name in names:
-        if name not in METRICS:
-            raise UsageError(f"metrics: expected some of {', '.join(METRICS)}, got {name!r}")
+    check_metrics(names)
     if not judged:
         raise UsageError("metrics: expected answers to judge, got none; give some pairs")
     return {name: METRICS[name](judged, tokenizer) for name in names}

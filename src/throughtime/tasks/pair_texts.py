@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from throughtime.configuration import validate
 from throughtime.data.pair_batches import PairTokens
 from throughtime.data.pair_config import PairsConfig
 from throughtime.data.pairs import Pair, TextsSource, read_pairs, read_parallel, split_by_source
@@ -53,13 +55,16 @@ def read_configured(config: PairsConfig) -> tuple[list[Pair], list[Pair]]:
     return split_by_source(train, config.valid_fraction, _SPLIT_SEED)
 
 
-def given_pairs(config: PairsConfig, paths: list[str]) -> list[Pair]:
-    """Pairs from other files, read as the configuration says.
+def given_pairs(config: PairsConfig, paths: Sequence[str], reading: Mapping[str, Any]) -> list[Pair]:
+    """Pairs from other files, read as the configuration says but for the keys of it in `reading`.
 
     Raises:
+        ConfigError: unknown keys or values out of range.
         DataError: pairs that cannot be read.
     """
-    return list(_pairs(paths, None, None, config))
+    given = {"paths": list(paths), "source": None, "target": None, **reading}
+    chosen = validate(PairsConfig, {**config.model_dump(), **given}, where="reading")
+    return list(_pairs(chosen.paths, chosen.source, chosen.target, chosen))
 
 
 def prepare_pairs(config: PairsConfig, tokenizers: PairTokenizers | None = None) -> PairTexts:

@@ -20,7 +20,7 @@ from throughtime.errors import DataError, RunFolderError
 from throughtime.layers import in_evaluation_mode
 from throughtime.models import EncoderDecoder, EncoderDecoderConfig
 from throughtime.storage import write_file
-from throughtime.tasks.pair_metrics import Judged, measured
+from throughtime.tasks.pair_metrics import Judged, check_metrics, measured
 from throughtime.tasks.pair_texts import PairTexts, PairTokenizers, absolute, given_pairs, prepare_pairs
 from throughtime.tasks.runs import begun, configured, trained
 from throughtime.tasks.trainee import Trainee
@@ -206,7 +206,12 @@ def _folder(
 
 
 def _line(left_out: LeftOut) -> str:
-    return "\t".join((left_out.where, left_out.reason, left_out.source)) + "\n"
+    fields = (left_out.where, left_out.reason, left_out.source)
+    # A source of .jsonl may hold what ends a line or a field.
+    return (
+        "\t".join(field.encode("unicode_escape").decode() if set(field) & set("\t\r\n") else field for field in fields)
+        + "\n"
+    )
 
 
 def _check_same_pairs(run: Path, note: Mapping[str, Any]) -> None:
@@ -260,21 +265,26 @@ def evaluate(
     data: Sequence[str],
     *,
     metrics: Sequence[str] | None = None,
+    reading: Mapping[str, Any] | None = None,
     answered: Callable[[Answered, Sequence[str]], None] | None = None,
     **search: Any,
 ) -> dict[str, Any]:
     """How well a run's model answers the sources of `data`: loss, and metrics of its best answers.
 
     Pairs with one source are one question with several right answers. `metrics` and `search` (keys of [generation])
-    are the run's own where they are not given; `answered` is handed each question's answers with its references.
+    are the run's own where they are not given, and so is how files are read, but for the keys of [data] in `reading`:
+    source_column, target_column, errors; or source and target, two parallel files in place of `data`. `answered` is
+    handed each question's answers with its references.
 
     Raises:
-        ConfigError: keys of a search that are unknown or out of range.
+        ConfigError: keys of a search or of the reading that are unknown or out of range.
         RunFolderError, CheckpointError: see `load`.
         DataError: pairs that cannot be read.
+        UsageError: there is no metric of a name.
     """
     model, tokenizers, config = load(run)
-    pairs = given_pairs(config.data, list(data))
+    check_metrics(metrics or ())
+    pairs = given_pairs(config.data, data, reading or {})
     tokens = PairTokens(pairs, tokenizers.source, tokenizers.target)
     chosen = validate(SearchConfig, {**config.generation.model_dump(), **search}, where="search")
     ask = Transducer(model, tokenizers, chosen, max_source_length=config.data.max_length)

@@ -89,6 +89,8 @@ inline constexpr Index kFewRows = 8;
 inline constexpr Index kManyRows = 16;
 // ... of so many rows at a time that their sums stay in the second cache.
 inline constexpr Index kPassRows = 192;
+// States of a row come this many rows before it is advanced.
+inline constexpr Index kRowsAhead = 6;
 // A prompt is read in blocks of about so many rows, steps times sequences: what the inputs contribute is one product.
 inline constexpr Index kReadRows = 32;
 // A table of what each token contributes to the first layer is made up to this size; beyond, making it takes longer

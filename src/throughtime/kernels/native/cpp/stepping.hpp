@@ -452,6 +452,12 @@ class StepperOf : public Stepper {
             row.h = own.h + at;
             row.c = own.c + at;
             row.h_out = own.outputs + i * layer.width() + unit;
+            for (Index j = 0; j < row.units; j += kBlock) {  // rows stand too far apart to be foreseen
+                const Index there = kRowsAhead * layer.width() + j;
+                __builtin_prefetch(row.c + there, 1);
+                __builtin_prefetch(row.h + there, 1);
+                __builtin_prefetch(row.h_out + there, 1);
+            }
             advance_row(layer.cell, row);
             if (own.summed) add_inputs(l, i * layer.width() + unit, layer.panel_units(p));
         }

@@ -404,7 +404,7 @@ inline void multiply_panel(const PackedMatrix<Storage>& b, Index p, Index rows, 
 // So many units of depth are a stretch.
 template <class Storage>
 inline constexpr Index kStretch =
-    (Index{24} << 10) / (kPanelSums * kBlock * Storage::kUnit * static_cast<Index>(sizeof(typename Storage::Stored)));
+    (Index{32} << 10) / (kPanelSums * kBlock * Storage::kUnit * static_cast<Index>(sizeof(typename Storage::Stored)));
 
 // Rows of one depth as (stretch, row, depth of the stretch).
 template <class Storage>

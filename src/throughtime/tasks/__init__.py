@@ -1,11 +1,14 @@
-"""Tasks, wired: data, model, metric and decoding. `tt.tasks.design` trains the designs, `tt.tasks.language` texts."""
+"""Tasks, wired: data, model, metric and decoding.
+
+`tt.tasks.design` trains the designs, `tt.tasks.language` language models, `tt.tasks.transduce` encoder-decoders.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-__all__ = ["design", "experiments", "language"]
+__all__ = ["design", "experiments", "language", "transduce"]
 
 
 def __getattr__(name: str) -> Any:

@@ -128,3 +128,13 @@ def test_a_halt_comes_at_once_or_never() -> None:
             model.halt.bias.fill_(bias)
         y, lengths = model.sample(source(5), max_length=6, generator=torch.Generator().manual_seed(0))
         assert (len(y), lengths.tolist()) == (length, [length] * 5)
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_drawing_stops_when_all_have_ended(stop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that nobody comes near costs nothing."""
+    model, steps = made(stop), []
+    embed = model.target_embedding.forward
+    monkeypatch.setattr(model.target_embedding, "forward", lambda y: steps.append(1) or embed(y))
+    _, lengths = model.sample(source(50), max_length=10_000, generator=torch.Generator().manual_seed(5))
+    assert len(steps) == int(lengths.max()) + 1

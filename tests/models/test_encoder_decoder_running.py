@@ -149,7 +149,7 @@ def test_the_coverage_loss_is_what_is_looked_at_twice() -> None:
 # -- padding -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=4),
     st.sampled_from(KINDS),

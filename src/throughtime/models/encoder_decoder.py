@@ -10,7 +10,8 @@ Without attention all that the decoder knows of x is h(0), the fixed context C o
 input feeding the decoder also reads h̃(t-1), so that it knows where it has looked.
 
 Where neither input feeding nor coverage asks for the step before, teacher forcing has no loop over time but the
-recurrence itself: embeddings, attention and readout are products over all steps at once.
+recurrence itself: embeddings, attention and readout are products over all steps at once. With input feeding alone it is
+one node of the graph (`throughtime.models.fed_decoder`); all else is a walk (`throughtime.models.decoder_walk`).
 
 Source: Goodfellow, Bengio & Courville 2016, sections 10.4 and 12.4.5.1; Cho et al. 2014; Sutskever, Vinyals & Le 2014;
 Bahdanau, Cho & Bengio 2015; Luong, Pham & Manning 2015, eqs. 5-6 and section 3.3.
@@ -41,9 +42,10 @@ from throughtime.layers import (
 from throughtime.models.decoder_walk import DecoderWalk
 from throughtime.models.design import inside_lengths
 from throughtime.models.encoder_decoder_config import EncoderDecoderConfig
+from throughtime.models.fed_decoder import fed_hidden, fed_refusal
 from throughtime.models.feedback import Feedback, FeedbackModel, Lengths, Run
 from throughtime.models.probability import SequenceLogProb
-from throughtime.models.sequence_length import first, halted, halting, remaining
+from throughtime.models.sequence_length import first, halting, remaining
 from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
 from throughtime.nn.states import join_state
 
@@ -164,11 +166,12 @@ class EncoderDecoder(FeedbackModel):
             UsageError: samples without noise.
         """
         sequences = self.prepare(inputs, targets, lengths)
-        shape = self.config
-        if own is not None or shape.stepped or shape.stop != "end_symbol":
+        h = self._taught(sequences) if own is None else None  # (T, B, H)
+        if h is None:
             return self.losses(sequences, self.run(sequences, own=own, feedback=feedback, noise=noise))
+        if self.config.stop != "end_symbol":
+            return self.losses(sequences, Run(self.outputs(h), h))
         # No logits of all steps: the readout and its loss in blocks.
-        h = self._forced(sequences)
         wanted = sequences.targets.masked_fill(~sequences.inside, IGNORED)
         return linear_cross_entropy(h, self.readout.weight_ho, self.readout.bias_ho, wanted)
 
@@ -220,8 +223,8 @@ class EncoderDecoder(FeedbackModel):
         Raises:
             UsageError: samples without noise.
         """
-        if own is None and not self.config.stepped:
-            h = self._forced(sequences)
+        h = self._taught(sequences) if own is None else None  # (T, B, H)
+        if h is not None:
             return Run(self.outputs(h), h)
         return self._stepped(sequences, own, feedback, noise)
 
@@ -282,6 +285,12 @@ class EncoderDecoder(FeedbackModel):
             maps = iter(self.bridge)
             ends = [[torch.tanh(next(maps)(field)) for field in layer] for layer in ends]
         return [kind(*layer) for layer in ends]
+
+    def _taught(self, sequences: PreparedPairs) -> Float[Tensor, "T B H"] | None:
+        """h̃ of all steps in one call, each having read the target before it; None where they must be walked."""
+        if not self.config.stepped:
+            return self._forced(sequences)
+        return fed_hidden(self, sequences) if fed_refusal(self, sequences) is None else None
 
     def _forced(self, sequences: PreparedPairs) -> Float[Tensor, "T B H"]:
         """h̃ of all steps at once, each having read the target before it."""
@@ -396,21 +405,25 @@ class EncoderDecoder(FeedbackModel):
             limit = of_lengths.sample(log_p, of_lengths.noise(len(like), like=log_p, generator=generator))
         external = remaining(limit, max_length, shape.max_length)[..., : int(shape.stop == "predicted_length")]
         noise = self.distribution.noise(max_length, len(like), like=like, generator=generator)
+        of_halts = output_distribution("bernoulli", 1)
+        halting_noise = of_halts.noise(max_length, len(like), like=like, generator=generator)[..., 0]  # (T, B)
         walk, y = DecoderWalk(self, max_length, encoded), torch.full_like(limit, shape.border_id)
-        drawn, halts = [], []
+        drawn, ends = [], []
+        over = torch.zeros_like(limit, dtype=torch.bool)
         for t in range(max_length):
             h = walk.advance(self.target_embedding(y), external[t].to(like.dtype))
             o = self.outputs(h)
             y = self.distribution.sample(o[..., : self.distribution.size], noise[t])
             drawn.append(y)
-            halts.append(o[..., -1])
+            if shape.stop == "bernoulli_halt":
+                ends.append(halting_noise[t] < torch.sigmoid(o[..., -1]))
+            else:
+                ends.append(y == shape.border_id if shape.stop == "end_symbol" else limit <= t)
+            over = over | ends[-1]
+            if bool(over.all()):
+                break
         tokens = torch.stack(drawn) if drawn else limit.new_zeros(0, len(like))
-        if shape.stop == "end_symbol":
-            return tokens, first(tokens == shape.border_id)
-        if shape.stop == "predicted_length" or not drawn:
-            return tokens, limit.clamp(max=max_length)
-        of_halts = output_distribution("bernoulli", 1)
-        return tokens, halted(torch.stack(halts), of_halts.noise(*tokens.shape, like=like, generator=generator)[..., 0])
+        return tokens, first(torch.stack(ends)) if drawn else torch.zeros_like(limit)
 
 
 def _layers(

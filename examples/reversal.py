@@ -23,7 +23,7 @@ MODELS = {
 EACH = 20  # test strings of each length
 
 if __name__ == "__main__":
-    parser = transduction_command.parser(__doc__, MODELS, steps=1500, hidden_size=128, batch_size=64)
+    parser = transduction_command.parser(__doc__, MODELS, steps=1200, hidden_size=128, batch_size=64)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="%(choices)s (both)")
     parser.add_argument("--trained-to", type=int, default=20, help="letters, at most, in training (%(default)s)")
     parser.add_argument("--tested-to", type=int, default=60, help="letters, at most, in the test (%(default)s)")

@@ -58,6 +58,8 @@ def test_groups_by_length_make_up_the_whole(found: list[tuple[int, str, str]], h
     tokens = [sum(len(reference) for _, reference in members) for members in inside]
     edits = sum(count * group.token_error_rate for count, group in zip(tokens, groups, strict=True))
     assert edits == pytest.approx(sum(tokens) * whole["token_error_rate"])
+    written = sum(count * group.written for count, group in zip(tokens, groups, strict=True))
+    assert written == pytest.approx(sum(len(answer) for _, answer, _ in found))
     for group, members in zip(groups, inside, strict=True):
         assert group.sources == len(members)
         below = [bound for bound in bounds if bound <= group.most]
@@ -67,8 +69,8 @@ def test_groups_by_length_make_up_the_whole(found: list[tuple[int, str, str]], h
 def test_a_group_is_its_members_figures() -> None:
     answers = [(1, Judged("ab", ("ab",))), (3, Judged("a", ("abc", "cb"))), (4, Judged("abc", ("b", "abc")))]
     assert by_length(answers, [1, 2, 3], LETTERS) == [
-        Group(1, 1, 1, 1.0, 0.0),
-        Group(3, 4, 2, 0.5, pytest.approx(2 / 6)),  # type: ignore[arg-type]
+        Group(1, 1, 1, 1.0, 0.0, 1.0),
+        Group(3, 4, 2, 0.5, pytest.approx(2 / 6), 4 / 4),  # type: ignore[arg-type]
     ]
 
 
@@ -179,7 +181,7 @@ def test_what_has_ended_is_judged_again_and_not_trained(rows: list[Row], files: 
 
 def test_tables_hold_medians_of_the_seeds() -> None:
     rows = [
-        Row("a", seed, 1, 2, 2, 1.0, {}, (Group(1, 3, 5, right, 0.5), Group(4, 4, 5, 0.0, 1.0)))
+        Row("a", seed, 1, 2, 2, 1.0, {}, (Group(1, 3, 5, right, 0.5, 1.0), Group(4, 4, 5, 0.0, 1.0, 0.5)))
         for seed, right in enumerate((0.1, 0.8, 0.3))
     ]
     assert medians(rows, "exact_match") == {"a": [0.3, 0.0]}
@@ -200,7 +202,7 @@ def test_the_command_writes_tables_a_picture_and_all_figures(
     printed = capsys.readouterr()
     assert "copying: fixed context, seed 0: exact match" in printed.err
     tables = [line.split(" | ") for line in printed.out.splitlines() if line.startswith("|")]
-    assert [len(line) for line in tables] == [8, 8, 8, 3, 3, 3, 3, 3, 3]
+    assert [len(line) for line in tables] == [8, 8, 8, *[3] * 9]
     assert (tmp_path / "run" / "lengths.png").read_bytes().startswith(b"\x89PNG")
     results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
     (row,) = results["tasks"]["copying"]

@@ -39,6 +39,7 @@ class Group:
     least, most: the shortest and the longest source among them, in tokens.
     sources: how many there are.
     exact_match, token_error_rate: as `throughtime.tasks.pair_metrics` has them.
+    written: tokens of all answers / tokens of the first references: below 1 where answers end too early.
     """
 
     least: int
@@ -46,6 +47,7 @@ class Group:
     sources: int
     exact_match: float
     token_error_rate: float
+    written: float
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,17 @@ def by_length(answers: Sequence[tuple[int, Judged]], bounds: Sequence[int], toke
     groups: list[list[tuple[int, Judged]]] = [[] for _ in bounds]
     for answer in answers:
         groups[bisect_right(bounds, answer[0]) - 1].append(answer)
-    return [
-        Group(
-            min(length for length, _ in group),
-            max(length for length, _ in group),
-            len(group),
-            **measured(FIGURES, [judged for _, judged in group], tokenizer),
-        )
-        for group in groups
-        if group
-    ]
+    return [_group(group, tokenizer) for group in groups if group]
+
+
+def _group(answers: Sequence[tuple[int, Judged]], tokenizer: Tokenizer) -> Group:
+    found = [length for length, _ in answers]
+    judged = [one for _, one in answers]
+    written = sum(len(tokenizer.encode(one.answer)) for one in judged)
+    wanted = sum(len(tokenizer.encode(one.references[0])) for one in judged)
+    return Group(
+        min(found), max(found), len(found), **measured(FIGURES, judged, tokenizer), written=written / max(wanted, 1)
+    )
 
 
 def run(

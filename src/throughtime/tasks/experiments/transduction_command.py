@@ -88,7 +88,7 @@ def compare(
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     for task, rows in results.items():
-        print("\n\n".join([task, totals(rows), *(lengths(rows, figure) for figure in FIGURES)]) + "\n")
+        print("\n\n".join([task, totals(rows), *(lengths(rows, name) for name in (*FIGURES, "written"))]) + "\n")
 
 
 def _report(task: str, row: Row) -> None:

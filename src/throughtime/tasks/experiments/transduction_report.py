@@ -14,7 +14,11 @@ from throughtime.storage import write_file
 from throughtime.tasks.benchmarks.machine import describe
 from throughtime.tasks.experiments.transduction import FIGURES, Group, Row
 
-_TITLES = {"exact_match": "answers exactly right, %", "token_error_rate": "token errors, %"}
+_TITLES = {
+    "exact_match": "answers exactly right, %",
+    "token_error_rate": "token errors, %",
+    "written": "tokens written, % of those wanted",
+}
 # Lines, markers and shades differ, so that a grey print stays legible.
 _COLOURS = ("#103a5c", "#b3541e", "#4b7f52", "#8c8c8c", "#7a4b8f", "#c19a2b", "#2f8f9d")
 _MARKERS, _LINES = "o^sxDv*", ("-", "--", "-.", ":")

@@ -249,6 +249,30 @@ def test_stopping_early_loses_nothing(search: Search, pairs: int, n_best: int, l
     assert sum(model.fed) <= sum(endless.fed)
 
 
+@pytest.mark.parametrize(("share", "best", "steps"), [(0.382, 7, 7), (0.3819, 0, 1)])
+def test_the_bound_of_an_early_stop_is_one_that_is_reached(share: float, best: int, steps: int) -> None:
+    """It ends at once, or never: log(1 - q) against log(q) / lp(7) = log(q) / 2, which differ by less than 0.0002."""
+
+    class OnceOrNever:
+        vocabulary_size, border_id = 2, 0
+
+        def __init__(self) -> None:
+            self.steps = 0
+
+        def initial_state(self, batch_size: int) -> None:
+            return None
+
+        def step(self, tokens: Tensor, state: None) -> tuple[Tensor, None]:
+            self.steps += 1
+            first = torch.tensor([1 - share, share], dtype=torch.float64)
+            return torch.where(tokens[:, None] == 0, first, torch.tensor([0.0, 1.0]).double()).log(), None
+
+    model = OnceOrNever()
+    found = beam_search(model, length=7, width=2, stop=EndSymbol(), search=Search(length_penalty=1.0))
+    assert found.lengths.tolist() == [[best]]
+    assert model.steps == steps
+
+
 def test_a_row_that_is_settled_costs_nothing_more() -> None:
     class Short(Translator):
         """Row 0 ends at once, row 1 goes on, row 2 ends after two tokens."""

@@ -22,15 +22,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from throughtime.decoding.packed_decoder import DecoderSteps, packed_decoder
 from throughtime.decoding.protocol import Ranked
 from throughtime.errors import PromptError, ShapeError
 from throughtime.kernels.native.ranking import PackedReadout
 from throughtime.layers import Memory, in_evaluation_mode
 from throughtime.models import EncoderDecoder
 from throughtime.models.sequence_length import remaining
-from throughtime.nn import LayerStepper, LayerSteps
-from throughtime.nn.states import join_state, split_state
-from throughtime.nn.stepping import stepping_refusal
+from throughtime.nn import LayerSteps
 
 # The length of a sequence that goes on for as long as it is asked to.
 _ENDLESS = 2**62
@@ -86,12 +85,11 @@ class OfSource(nn.Module):
             self._encoded = model.encode((tokens, given))
             self._memory = None if self._encoded.memory is None else self._combined(self._encoded.memory)
         self.batch_size = None if single else tokens.shape[1]
-        weight = model.readout.weight_ho
-        native = stepping_refusal(model.decoder) is None and weight.dtype == torch.float32
-        self._stepper = LayerStepper(model.decoder) if native else None
+        packed = packed_decoder(model)
+        self._steps = None if packed is None else DecoderSteps(packed, model.decoder.cell_type.State)
         self._readout: PackedReadout | None = None
-        if native and config.stop == "end_symbol":
-            self._readout = PackedReadout(weight, model.readout.bias_ho)
+        if packed is not None and config.stop == "end_symbol":
+            self._readout = packed.readout
             # A method that a model has is a promise: see `Ranking`.
             self.rank = self._rank
 
@@ -153,12 +151,13 @@ class OfSource(nn.Module):
         """h̃(t) of each row after one more token, and the new state; the state's `read` has counted it."""
         model, t = self.model, state.read + 1 - self.silent_actions  # of the next token
         with in_evaluation_mode(model):
-            parts = [model.target_embedding(tokens.clamp(max=self.symbols - 1))]
-            if self.silent_actions:
-                parts.append(remaining(state.lengths - (t - 1), 1, model.config.max_length)[0].to(state.fed.dtype))
-            if model.config.input_feeding:
-                parts.append(state.fed)
-            h, layers = self._through_layers(torch.cat(parts, -1), state.layers)
+            x = tokens
+            if self._steps is None or not self._steps.reads_tokens:
+                x = self._inputs(tokens, t, state)
+            if self._steps is None:
+                h, layers = LayerSteps(model.decoder, 1, x).advance(0, x, state.layers)
+            else:
+                h, layers = self._steps.advance(x, state.layers)
             weights, coverage = None, state.coverage
             if state.memory is not None:
                 h, weights = self._attended(h, state)
@@ -193,21 +192,15 @@ class OfSource(nn.Module):
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
-    def _through_layers(self, x: Float[Tensor, "N I"], states: list[Any]) -> tuple[Tensor, list[Any]]:
-        layer = self.model.decoder
-        if self._stepper is None:
-            return LayerSteps(layer, 1, x).advance(0, x, states)
-        if not len(x):
-            return x.new_zeros(0, self.model.config.hidden_size), states
-        kind, stepper = layer.cell_type.State, self._stepper
-        stepper.begin(len(x))
-        stepper.set_state(join_state([[state] for state in states], equal_sizes=True, batched=True))
-        h = stepper.step(x)
-        sizes = [layer._state_sizes(index) for index in range(layer.num_layers)]
-        after = split_state(
-            stepper.state(), kind=kind, sizes=sizes, directions=1, batched=True, batch=len(x), who="decoding"
-        )
-        return h, [own for (own,) in after]
+    def _inputs(self, tokens: Int[Tensor, " N"], t: int, state: Writing) -> Float[Tensor, "N I"]:
+        """What the decoder's layers read at step t."""
+        config = self.model.config
+        parts = [self.model.target_embedding(tokens.clamp(max=self.symbols - 1))]
+        if self.silent_actions:
+            parts.append(remaining(state.lengths - (t - 1), 1, config.max_length)[0].to(state.fed.dtype))
+        if config.input_feeding:
+            parts.append(state.fed)
+        return torch.cat(parts, -1)
 
     def _attended(self, h: Float[Tensor, "N H"], state: Writing) -> tuple[Float[Tensor, "N H"], Float[Tensor, "N S"]]:
         """h̃(t) and α(t): the rows of one source as several queries of one memory."""

@@ -1,0 +1,84 @@
+"""A decoder's weights in the order in which the native engine reads them, packed once for all its searches."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from throughtime.kernels.native.generation import Ends, LayerState, PackedModel, Stepper, fingerprint
+from throughtime.kernels.native.ranking import PackedReadout
+from throughtime.models import EncoderDecoder
+from throughtime.nn.stepping import layer_weights, stepping_refusal
+
+
+class PackedDecoder(NamedTuple):
+    """The layers of a decoder, and its readout.
+
+    reads_tokens: whether the layers take y(t-1) itself: what it contributes to the first layer is then looked up.
+    """
+
+    layers: PackedModel
+    readout: PackedReadout
+    reads_tokens: bool
+
+
+class DecoderSteps:
+    """Steps of a packed decoder's layers for any number of rows; states are handed in and handed back."""
+
+    def __init__(self, packed: PackedDecoder, kind: Any) -> None:
+        self.reads_tokens = packed.reads_tokens
+        self._stepper = Stepper(packed.layers)
+        self._kind = kind
+
+    def advance(
+        self, x: Float[Tensor, "N I"] | Int[Tensor, " N"], states: list[Any]
+    ) -> tuple[Float[Tensor, "N H"], list[Any]]:
+        """h(t) of the last layer after one more step, and the new states, one NamedTuple for each layer."""
+        stepper = self._stepper
+        if not len(x):
+            return states[-1][0], states
+        stepper.begin(len(x))
+        fields = [[field.contiguous() for field in state] for state in states]
+        stepper.set_state([LayerState(own[0], own[1] if len(own) > 1 else None) for own in fields])
+        h = None
+        if self.reads_tokens:
+            stepper.read(x[None].contiguous())
+        else:
+            h = stepper.feed(x.contiguous())
+        after = [self._kind(*(field for field in state if field is not None)) for state in stepper.state()]
+        return after[-1][0] if h is None else h, after
+
+
+def packed_decoder(model: EncoderDecoder) -> PackedDecoder | None:
+    """The packed weights of a model; None where the native engine does not take its layers.
+
+    A model is packed once, and again when its parameters have other values.
+    """
+    weight = model.readout.weight_ho
+    if stepping_refusal(model.decoder) is not None or weight.dtype != torch.float32:
+        return None
+    parts = (model.decoder, model.readout, model.target_embedding)
+    now = tuple(fingerprint(parameter) for part in parts for parameter in part.parameters())
+    with _lock:
+        known = _packings.get(model)
+        if known is None or known[0] != now:
+            known = _packings[model] = (now, _packed(model))
+        return known[1]
+
+
+def _packed(model: EncoderDecoder) -> PackedDecoder:
+    decoder, weight, bias = model.decoder, model.readout.weight_ho, model.readout.bias_ho
+    # With residual connections the outputs are not the state of the last layer, which is all that reading tells.
+    reads_tokens = decoder.input_size == model.config.embedding_size and not decoder.residual
+    ends = Ends(model.target_embedding.weight, weight, bias) if reads_tokens else None
+    layers = PackedModel(layer_weights(decoder), ends, residual=decoder.residual)
+    return PackedDecoder(layers, PackedReadout(weight, bias), reads_tokens)
+
+
+_packings: weakref.WeakKeyDictionary[nn.Module, tuple[Any, PackedDecoder]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()

@@ -104,10 +104,11 @@ def _figure(alignment: Alignment, lacking: frozenset[str]) -> Figure:
     FigureCanvasAgg(figure)
     axes: Any = figure.subplots()
     shown = axes.imshow(alignment.weights.cpu().numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
-    upright = max(map(len, columns), default=0) <= 1
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
-    axes.set_xticks(range(len(columns)), columns, rotation=0 if upright else 90, fontsize=size)
+    axes.set_xticks(range(len(columns)), columns, fontsize=size)
+    for label in axes.get_xticklabels():
+        label.set_rotation(90 if len(label.get_text()) > 1 else 0)
     axes.set_yticks(range(len(rows)), rows, fontsize=size)
     axes.tick_params(length=0)
     axes.set_xlabel("source")

@@ -155,3 +155,14 @@ def test_a_terminal_without_the_characters_shows_their_numbers(typed: Callable[.
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = typed("generate", tiny_run, "--prompt", "é", "--length", 0, "--seed", 1, env=environment)
     assert (done.returncode, done.stdout) == (0, b"\\xe9\n")
+
+
+def test_a_beam_search_writes_the_likeliest_text_and_draws_nothing(typed: Callable[..., Any], tiny_run: Path) -> None:
+    done = typed("generate", tiny_run, "--prompt", "z", "--beam", 3, "--length", 8)
+    assert done.returncode == 0
+    assert done.stderr == b""  # no seed, as nothing is drawn
+    again = typed("generate", tiny_run, "--prompt", "z", "--beam", 3, "--length", 8)
+    assert again.stdout == done.stdout
+    refused = typed("generate", tiny_run, "--beam", 3, "--temperature", 0.5)
+    assert refused.returncode == 2
+    assert b"a beam search draws nothing, so temperature must be left out; or set beam=0" in refused.stderr

@@ -35,6 +35,10 @@ def generate(
     repetition_penalty: Annotated[
         float | None, typer.Option(help="Above 1: tokens that are there already become less likely; 1: off.")
     ] = None,
+    beam: Annotated[
+        int | None,
+        typer.Option(help="Search the likeliest text with so many beginnings, in place of drawing one.", min=1),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed; the same one gives the same text.", min=0)] = None,
     stop: Annotated[
         list[str] | None,
@@ -54,7 +58,7 @@ def generate(
     expect_task(run, "lm", "generate")
     text = _standard_input() if prompt == "-" else prompt
     from throughtime.configuration import validate
-    from throughtime.decoding.config import GenerationConfig
+    from throughtime.decoding.config import DRAWING, GenerationConfig
     from throughtime.decoding.randomness import new_seed
     from throughtime.decoding.text import prompt_text, stream_text
     from throughtime.tasks import language
@@ -62,12 +66,15 @@ def generate(
     model, tokenizer, configuration = language.load(run)
     given = {
         "length": length, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "samples": samples,
+        "repetition_penalty": repetition_penalty, "beam": beam, "seed": seed, "stop": stop, "samples": samples,
         "precision": precision,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     values = {**configuration.generation.model_dump(), **changes}
-    if values["seed"] is None:
+    if beam:
+        # How the run's configuration draws has no part in a search; what the command line says of it has, and fails.
+        values = {name: value for name, value in values.items() if name in changes or name not in DRAWING}
+    if values["seed"] is None and not values["beam"]:
         values["seed"] = new_seed()
         note(f"seed {values['seed']}")
     config = validate(GenerationConfig, values, where="generate")

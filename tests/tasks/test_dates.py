@@ -195,5 +195,5 @@ def test_a_use_names_the_first_locale_and_all_languages() -> None:
 
 def test_without_babel_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "babel", None)
-    with pytest.raises(UsageError, match=r"dates: expected Babel's locale data, got no Babel; pip install"):
+    with pytest.raises(UsageError, match=r"dates: expected Babel's locale data, got no Babel; pip install babel"):
         forms.__wrapped__()

@@ -139,7 +139,7 @@ def forms() -> Mapping[Form, Use]:
         from babel import Locale
         from babel.localedata import locale_identifiers
     except ModuleNotFoundError:
-        raise UsageError("dates: expected Babel's locale data, got no Babel; pip install 'throughtime[demo]'") from None
+        raise UsageError("dates: expected Babel's locale data, got no Babel; pip install babel") from None
     found: dict[Form, Use] = {}
     for name in sorted(locale_identifiers()):
         locale = Locale.parse(name)

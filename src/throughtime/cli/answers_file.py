@@ -57,14 +57,16 @@ def answers_file(output: str) -> Iterator[Callable[[str], None]]:
         with storage_errors(place), open(place, "w", encoding="utf-8", newline="\n") as file:
             yield _writer(file, place)
         return
-    with _partial(place.resolve()) as write_partial:
+    # A link stays one: what it points to is replaced.
+    with _partial(place.resolve() if place.is_symlink() else place) as write_partial:
         yield write_partial
 
 
 @contextmanager
 def _partial(place: Path) -> Iterator[Callable[[str], None]]:
     with storage_errors(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.parent.exists():
+            place.parent.mkdir(parents=True)
         file = _new_file(place)
     beside = Path(file.name)
     try:

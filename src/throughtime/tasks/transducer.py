@@ -100,7 +100,7 @@ class Transducer:
             no_repeat_ngram=config.no_repeat_ngram,
             banned=[*self._phrases("banned", config.banned), *([] if unknown is None else [(unknown,)])],
             required=self._phrases("required", config.required),
-            prefix=self._phrases("prefix", [config.prefix] if config.prefix else [])[:1] or (),
+            prefix=next(iter(self._phrases("prefix", [config.prefix] if config.prefix else [])), ()),
         )
         self._source_names, self._target_names = _Names(tokenizers.source), _Names(tokenizers.target)
 

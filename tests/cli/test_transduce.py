@@ -190,7 +190,7 @@ ASKED += "--source and --target"
         ("--source pairs.tsv", ASKED),
         ("--data pairs.tsv --source pairs.tsv --target pairs.tsv", ASKED),
     ],
-)  # fmt: skip
+)
 def test_mistakes_of_an_evaluation(call: Call, trained: Path, pairs: Path, given: str, told: str) -> None:
     told = told.format(run=trained)
     assert call("evaluate", trained, *given.split()) == (2, "", f"throughtime: error: {told}\n")

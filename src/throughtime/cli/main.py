@@ -105,7 +105,7 @@ app.command(epilog=example('throughtime generate runs/book --prompt "Once upon" 
 app.command(
     epilog=example(
         "throughtime predict runs/say --input words.txt --output answers.txt",
-        "echo cat | throughtime predict runs/say --n-best 3",
+        "throughtime predict runs/say --n-best 3 < words.txt",
     )
 )(predict)
 app.command(

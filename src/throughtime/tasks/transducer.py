@@ -102,6 +102,7 @@ class Transducer:
             required=self._phrases("required", config.required),
             prefix=next(iter(self._phrases("prefix", [config.prefix] if config.prefix else [])), ()),
         )
+        self._unknown_source = tokenizers.source.unknown_id
         self._source_names, self._target_names = _Names(tokenizers.source), _Names(tokenizers.target)
 
     def stream(
@@ -129,7 +130,7 @@ class Transducer:
         for rows in self._batches([min(len(own), self.max_source_length or len(own)) for own in ids]):
             kept = [ids[row][: self.max_source_length] for row in rows]
             for row, own, answers in zip(rows, kept, self._searched(kept), strict=True):
-                unknown = source.codec.unknown(texts[row]) if source.unknown_id in ids[row] else ()
+                unknown = source.codec.unknown(texts[row]) if self._unknown_source in ids[row] else ()
                 tokens = self._source_names.of(own.tolist())
                 found[row] = Answered(texts[row], tokens, answers, unknown, len(ids[row]) - len(own))
         return found

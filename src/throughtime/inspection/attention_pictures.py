@@ -106,11 +106,11 @@ def _figure(alignment: Alignment, lacking: frozenset[str]) -> Figure:
     shown = axes.imshow(alignment.weights.cpu().numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto")
     axes.xaxis.tick_top()
     axes.xaxis.set_label_position("top")
+    axes.tick_params(length=0)
     axes.set_xticks(range(len(columns)), columns, fontsize=size)
+    axes.set_yticks(range(len(rows)), rows, fontsize=size)
     for label in axes.get_xticklabels():
         label.set_rotation(90 if len(label.get_text()) > 1 else 0)
-    axes.set_yticks(range(len(rows)), rows, fontsize=size)
-    axes.tick_params(length=0)
     axes.set_xlabel("source")
     axes.set_ylabel("answer")
     figure.colorbar(shown, ax=axes, label="attention", fraction=0.05, pad=0.02)

@@ -8,10 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from throughtime.errors import StorageError
+
+if TYPE_CHECKING:
+    from throughtime.training.loop import Outcome
 
 
 class _Interrupts:
@@ -94,3 +98,12 @@ def is_main_process() -> bool:
     import os
 
     return os.environ.get("RANK", "0") == "0"
+
+
+def write_outcome(run: Path, outcome: Outcome) -> None:
+    """How a training ended, told by the process that talks."""
+    if is_main_process():
+        best = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in outcome.best.items())
+        write(
+            f"{run}: {outcome.steps:,} steps ({outcome.stopped_because}); best at step {outcome.best_step:,}: {best}\n"
+        )

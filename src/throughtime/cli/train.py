@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from throughtime.cli.output import is_main_process, write
+from throughtime.cli.output import write_outcome
 from throughtime.errors import ConfigError
 
 
@@ -66,8 +66,4 @@ def language_model(
         resume=resume,
         tensorboard=tensorboard,
     )
-    if is_main_process():
-        best = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in outcome.best.items())
-        write(
-            f"{run}: {outcome.steps:,} steps ({outcome.stopped_because}); best at step {outcome.best_step:,}: {best}\n"
-        )
+    write_outcome(run, outcome)

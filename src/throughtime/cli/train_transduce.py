@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from throughtime.cli.output import is_main_process, note, write
+from throughtime.cli.output import note, write_outcome
 from throughtime.errors import ConfigError, UsageError
 
 
@@ -92,11 +92,7 @@ def transduce(
         tensorboard=tensorboard,
         tell=note,
     )
-    if is_main_process():
-        best = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in outcome.best.items())
-        write(
-            f"{run}: {outcome.steps:,} steps ({outcome.stopped_because}); best at step {outcome.best_step:,}: {best}\n"
-        )
+    write_outcome(run, outcome)
 
 
 def _pairs(prefix: str, paths: list[str] | None, source: str | None, target: str | None) -> dict[str, Any]:

@@ -46,6 +46,8 @@ NAMES = [
     "decoding.given",
     "decoding.greedy",
     "decoding.length_error",
+    "inspection.attention",
+    "inspection.draw_attention",
     "inspection.draw_flow",
     "inspection.edge_gradients",
     "inspection.influence",

@@ -15,13 +15,17 @@ from throughtime import __version__, errors
 COMMANDS = [
     [],
     ["demo"],
+    ["demo", "transduce"],
     ["train"],
     ["train", "lm"],
+    ["train", "transduce"],
     ["generate"],
+    ["predict"],
     ["evaluate"],
     ["inspect"],
     ["inspect", "unfold"],
     ["inspect", "flow"],
+    ["inspect", "attention"],
     ["bench"],
     ["bench", "recurrence"],
 ]
@@ -50,9 +54,10 @@ def test_without_a_command_there_is_help(call: Callable[..., Any], command: list
 def test_only_the_commands_that_there_are_appear(call: Callable[..., Any]) -> None:
     listed = call("--help").out.partition("Commands:\n")[2].partition("\n\n")[0]
     assert re.findall(r"^  (\w+)", listed, re.MULTILINE) == [
-        "demo",
         "generate",
+        "predict",
         "evaluate",
+        "demo",
         "train",
         "inspect",
         "bench",

@@ -24,7 +24,8 @@ from throughtime.errors import (
 )
 from throughtime.models import LanguageModel
 from throughtime.tasks import demo, language
-from throughtime.tasks.configuration import LanguageConfiguration, merged
+from throughtime.tasks.configuration import LanguageConfiguration
+from throughtime.tasks.runs import merged
 
 Train = Callable[..., Path]
 

@@ -62,7 +62,7 @@ def demo(
 def demo_transduce(
     run: Annotated[
         Path | None,
-        typer.Option(help="Run folder; the pairs lie beside it. [default: runs/demo, or runs/demo-2, ...]"),
+        typer.Option(help="Run folder; the pairs lie beside it. [default: runs/demo-transduce, or runs/demo-transduce-2]"),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Time to train, in minutes.", min=0.01)] = 3.0,
 ) -> None:
@@ -73,7 +73,7 @@ def demo_transduce(
     from throughtime.tasks import demo_transduce as task
     from throughtime.tasks.demo import free_folder
 
-    folder = run or free_folder(Path("runs"))
+    folder = run or free_folder(Path("runs"), "demo-transduce")
     note(f"Training a GRU with attention on dates of many languages for {minutes:g} minutes ...")
     found = task.demo(folder, minutes, tell=note)
     write(_dates(found))
@@ -90,7 +90,9 @@ def _dates(found: Demonstration) -> str:
     lines = ["", "The day is right in every digit, of texts not trained on:"]
     for question in [*found.questions, found.new_patterns._replace(name="of these, patterns that no language has")]:
         name = _QUESTIONS.get(question.name, question.name)
-        lines.append(f"  {question.exact:6.1%}  of {question.asked:,}: {name}")
+        known = f"{question.months_seen:.0%} of their months' names were trained on"
+        lines.append(f"  {question.exact:6.1%}  of {question.asked:,}: {name} ({known})")
+    lines.append(f"What does not tell its day, as 02/03/2019, was left out: {found.ambiguous:.1%} for each that was kept.")
     for name, title in _QUESTIONS.items():
         lines += ["", f"Some {title}:", *(_line(one) for one in found.examples if one.question == name)]
     return "\n".join(lines) + "\n"
@@ -98,4 +100,4 @@ def _dates(found: Demonstration) -> str:
 
 def _line(one: Example) -> str:
     told = "" if one.right else f"  (wrong: {one.target})"
-    return f"  {one.use.locale:<8} {one.answered.source}  ->  {one.answered.answers[0].text}{told}"
+    return f"  {one.use.locale:<12} {one.answered.source}  ->  {one.answered.answers[0].text}{told}"

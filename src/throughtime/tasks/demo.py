@@ -69,7 +69,7 @@ def demo(run: Path, minutes: float) -> Demonstration:
     return Demonstration(outcome, samples)
 
 
-def free_folder(parent: Path) -> Path:
-    """The first of parent/demo, parent/demo-2, ... that does not exist yet."""
-    names = (parent / ("demo" if number == 1 else f"demo-{number}") for number in count(1))
+def free_folder(parent: Path, name: str = "demo") -> Path:
+    """The first of parent/name, parent/name-2, ... that does not exist yet."""
+    names = (parent / (name if number == 1 else f"{name}-{number}") for number in count(1))
     return next(path for path in names if not path.exists())

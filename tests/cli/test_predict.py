@@ -127,10 +127,10 @@ def test_the_options_reach_the_search(call: Call, run: Path, monkeypatch: pytest
     monkeypatch.setattr(transduce, "transducer", recording)
     options = "--beam 4 --n-best 2 --max-length 6 --minimum-length 1 --length-penalty 0.2 --coverage-penalty 0.1 "
     options += "--no-repeat-ngram 3 --prefix A --require B CA --ban CC BBB"
-    assert call("predict", run, "--input", words, *options.split()).code == 0
+    assert call("predict", run, "--with", run, "--input", words, *options.split()).code == 0
     assert searches == [
         {
-            "beam": 4, "n_best": 2, "max_length": 6, "minimum_length": 1, "length_penalty": 0.2,
+            "together": [run], "beam": 4, "n_best": 2, "max_length": 6, "minimum_length": 1, "length_penalty": 0.2,
             "coverage_penalty": 0.1, "no_repeat_ngram": 3, "prefix": "A", "required": ["B", "CA"],
             "banned": ["CC", "BBB"],
         }
@@ -329,3 +329,11 @@ def test_the_wrong_command_for_a_run(call: Call, run: Path, tiny_run: Path) -> N
         call("predict", "nothing").err
         == "throughtime: error: run folder nothing: no such folder; check the path, or train into it first\n"
     )
+
+
+def test_several_runs_answer_together(call: Call, run: Path, words: Path, tiny_run: Path) -> None:
+    together = call("predict", run, "--with", run, run, "--input", words)
+    assert (together.code, together.out) == (0, call("predict", run, "--input", words).out)
+    refused = call("predict", run, "--with", tiny_run, "--input", words)
+    assert refused.code == 2
+    assert "throughtime generate" in refused.err

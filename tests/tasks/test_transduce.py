@@ -214,7 +214,7 @@ def test_a_run_is_what_every_model_is_loaded_from(run: Path, learned: Transducer
     model = EncoderDecoder.load(run)
     assert model.tokenizer_json == (run / "tokenizer.json").read_text("utf-8")
     assert all(
-        torch.equal(one, other) for one, other in zip(model.parameters(), learned.model.parameters(), strict=True)
+        torch.equal(one, other) for one, other in zip(model.parameters(), learned.models[0].parameters(), strict=True)
     )
 
 
@@ -352,3 +352,29 @@ def test_folders_of_others(run: Path, tmp_path: Path) -> None:
     (other / "run.json").write_text('{"format": 1, "task": "transduce"}')
     with pytest.raises(RunFolderError, match="expected a trained model, got none yet"):
         transduce.load(other)
+
+
+def test_runs_of_one_vocabulary_answer_together(run: Path, tmp_path: Path) -> None:
+    alone, twice = transduce.transducer(run), transduce.transducer(run, together=[run, run])
+    for one, same in zip(alone.answer(SOURCES[:9]), twice.answer(SOURCES[:9]), strict=True):
+        assert [answer.text for answer in one.answers] == [answer.text for answer in same.answers]
+        for answer, other in zip(one.answers, same.answers, strict=True):
+            assert answer.score == pytest.approx(other.score, abs=1e-5)
+            assert answer.attention is not None
+            torch.testing.assert_close(answer.attention, other.attention)
+    pairs = [str(tmp_path / "pairs.tsv")]
+    Path(pairs[0]).write_text("".join(f"{source}\t{source}\n" for source in SOURCES[:9]))
+    judged, of_one = transduce.evaluate(run, pairs, together=[run]), transduce.evaluate(run, pairs)
+    assert judged == {name: value for name, value in of_one.items() if name not in ("loss", "perplexity")}
+
+
+def test_runs_of_other_vocabularies_do_not(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("xy\tXY\nyx\tYX\nxx\tXX\n")
+    transduce.train(
+        tmp_path / "other",
+        data={"paths": [str(tmp_path / "pairs.tsv")]},
+        overrides=["model.hidden_size=4", "training.max_steps=1", "training.evaluate_sources=0"],
+        tell=lambda line: None,
+    )
+    with pytest.raises(RunFolderError, match=r"other: expected the source vocabulary of .*, got another; runs answer"):
+        transduce.transducer(run, together=[tmp_path / "other"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-SEVERAL = ("--data", "--valid", "--set", "--metrics", "--require", "--ban")
+SEVERAL = ("--data", "--valid", "--set", "--metrics", "--require", "--ban", "--with")
 SEVERAL_OF_BENCH = ("--cells", "--hidden", "--batch", "--passes", "--precision")
 
 

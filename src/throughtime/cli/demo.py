@@ -62,7 +62,7 @@ def demo(
 def demo_transduce(
     run: Annotated[
         Path | None,
-        typer.Option(help="Run folder; the pairs lie beside it. [default: runs/demo-transduce, or runs/demo-transduce-2]"),
+        typer.Option(help="Run folder; the pairs lie beside it. [default: runs/demo-transduce, ...]"),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Time to train, in minutes.", min=0.01)] = 3.0,
 ) -> None:
@@ -92,7 +92,7 @@ def _dates(found: Demonstration) -> str:
         name = _QUESTIONS.get(question.name, question.name)
         known = f"{question.months_seen:.0%} of their months' names were trained on"
         lines.append(f"  {question.exact:6.1%}  of {question.asked:,}: {name} ({known})")
-    lines.append(f"What does not tell its day, as 02/03/2019, was left out: {found.ambiguous:.1%} for each that was kept.")
+    lines.append(f"What does not tell its day, as 02/03/2019, was left out: {found.ambiguous:.1%} of what was kept.")
     for name, title in _QUESTIONS.items():
         lines += ["", f"Some {title}:", *(_line(one) for one in found.examples if one.question == name)]
     return "\n".join(lines) + "\n"

@@ -43,6 +43,10 @@ def evaluate(
         int | None,
         typer.Option(help="Pairs: beginnings kept at each step; 1: greedy. [default: as in training]", min=1),
     ] = None,
+    together: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Pairs: other runs that answer together with it.", metavar="RUN..."),
+    ] = None,
     source: Annotated[
         str | None, typer.Option(help="Pairs, in place of --data: the sources, one a line ...", metavar="FILE")
     ] = None,
@@ -59,7 +63,7 @@ def evaluate(
     Of pairs, several with one source are one question, and any of their targets is a right answer to it.
     """
     reading = {"source_column": source_column, "target_column": target_column}
-    asked = {"metrics": metrics, "beam": beam, "source": source, "target": target, **reading}
+    asked = {"metrics": metrics, "beam": beam, "with": together, "source": source, "target": target, **reading}
     of_pairs = {name: value for name, value in asked.items() if value is not None}
     if _is_of_pairs(run):
         if column is not None:
@@ -86,7 +90,7 @@ def _is_of_pairs(run: Path) -> bool:
 
 
 def _of_pairs(run: Path, data: list[str] | None, options: dict[str, Any]) -> Mapping[str, Any]:
-    source, target = (options.pop(name, None) for name in ("source", "target"))
+    source, target, together = (options.pop(name, None) for name in ("source", "target", "with"))
     keys = ("source_column", "target_column", "errors")
     reading: dict[str, Any] = {name: options.pop(name) for name in keys if name in options}
     if (source is None) != (target is None) or (source is None) == (not data):
@@ -98,7 +102,7 @@ def _of_pairs(run: Path, data: list[str] | None, options: dict[str, Any]) -> Map
         reading |= {"source": source, "target": target}
     from throughtime.tasks import transduce
 
-    return transduce.evaluate(run, data or [], reading=reading, **options)
+    return transduce.evaluate(run, data or [], reading=reading, together=together or [], **options)
 
 
 def _of_text(run: Path, data: list[str], column: str | None, errors: Any) -> Mapping[str, Any]:

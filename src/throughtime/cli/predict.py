@@ -41,6 +41,15 @@ def predict(
     output: Annotated[
         str, typer.Option(help="Answers, in the order of the sources; - is standard output.", metavar="FILE")
     ] = STANDARD,
+    together: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            help="Other runs of the same vocabularies that answer together with it, by the mean of their "
+            "probabilities; several may follow one --with.",
+            metavar="RUN...",
+        ),
+    ] = None,
     beam: Annotated[
         int | None, typer.Option(help="Beginnings kept at each step; 1: greedy. [default: 5]", min=1)
     ] = None,
@@ -84,7 +93,8 @@ def predict(
     --output FILE is replaced once all is answered. Options that are not given are those of [generation] in the run's
     config.toml; --prefix, --require and --ban are split as the targets were trained on.
     """
-    expect_task(run, "transduce", "predict")
+    for one in (run, *(together or ())):
+        expect_task(one, "transduce", "predict")
     refuse_overwriting(input_, output)
     given = {
         "beam": beam, "n_best": n_best, "max_length": max_length, "minimum_length": minimum_length,
@@ -94,13 +104,13 @@ def predict(
     style = _Style.OBJECT if json else _Style.TABLE if scores or n_best else _Style.LINE
     changes = {name: value for name, value in given.items() if value is not None}
     with answers_file(output) as write:
-        tally = _answer_all(run, _sources(input_, source_column, errors), changes, style, write)
+        tally = _answer_all([run, *(together or [])], _sources(input_, source_column, errors), changes, style, write)
     for line in tally.lines():
         note(line)
 
 
 def _answer_all(
-    run: Path,
+    runs: list[Path],
     sources: tuple[Iterator[tuple[str, str]], Callable[[], bool] | None],
     search: dict[str, Any],
     style: _Style,
@@ -108,7 +118,7 @@ def _answer_all(
 ) -> Tally:
     from throughtime.tasks import transduce
 
-    transducer = transduce.transducer(run, **search)
+    transducer = transduce.transducer(runs[0], together=runs[1:], **search)
     tally = Tally(transducer.max_source_length, transducer.config.max_length)
     places: deque[str] = deque()  # of the sources that are read and not answered yet
     named, ready = sources

@@ -65,7 +65,7 @@ def attention(run: str | Path, source: str, *, answer: int = 1, **search: Any) -
     if answer < 1:
         raise UsageError(f"attention: answers are numbered from 1, got {answer}")
     transducer = transduce.transducer(Path(run), **{**search, "n_best": answer})
-    if transducer.model.config.attention == "none":
+    if transducer.models[0].config.attention == "none":
         raise UsageError(
             f'attention: the model of {run} has none to show (model.attention = "none"); train one with '
             "model.attention=general"

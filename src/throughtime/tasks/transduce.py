@@ -247,17 +247,35 @@ def load(run: Path) -> tuple[EncoderDecoder, PairTokenizers, TransduceConfigurat
     return EncoderDecoder.load(run), _tokenizers(run), config
 
 
-def transducer(run: Path, **search: Any) -> Transducer:
+def transducer(run: Path, *, together: Sequence[Path] = (), **search: Any) -> Transducer:
     """What answers sources as a run folder's model does; keys of [generation] in `search` replace the run's own.
+
+    With other runs of the same vocabularies, all their models answer `together`, by the mean of their probabilities.
 
     Raises:
         ConfigError: unknown keys or values out of range.
-        RunFolderError, CheckpointError: see `load`.
+        RunFolderError, CheckpointError: see `load`; runs with other vocabularies.
     """
     model, tokenizers, config = load(run)
-    values = {**config.generation.model_dump(), **search}
-    chosen = validate(SearchConfig, values, where="search")
-    return Transducer(model, tokenizers, chosen, max_source_length=config.data.max_length)
+    chosen = validate(SearchConfig, {**config.generation.model_dump(), **search}, where="search")
+    models = [model, *(_of_same_vocabularies(other, tokenizers, run) for other in together)]
+    return Transducer(models, tokenizers, chosen, max_source_length=config.data.max_length)
+
+
+def _of_same_vocabularies(run: Path, tokenizers: PairTokenizers, first: Path) -> EncoderDecoder:
+    """The model of a run that is to answer together with that of the run `first`.
+
+    Raises:
+        RunFolderError: its vocabularies are others.
+    """
+    model, own, _ = load(run)
+    for side in ("source", "target"):
+        if getattr(own, side).digest != getattr(tokenizers, side).digest:
+            raise RunFolderError(
+                f"run folder {run}: expected the {side} vocabulary of {first}, got another; runs answer together where "
+                "they were trained on the same pairs, or with the same tokenizer.json"
+            )
+    return model
 
 
 def evaluate(
@@ -267,9 +285,12 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     reading: Mapping[str, Any] | None = None,
     answered: Callable[[Answered, Sequence[str]], None] | None = None,
+    together: Sequence[Path] = (),
     **search: Any,
 ) -> dict[str, Any]:
     """How well a run's model answers the sources of `data`: loss, and metrics of its best answers.
+
+    With other runs that answer `together` with it, as of `transducer`, there are the metrics alone.
 
     Pairs with one source are one question with several right answers. `metrics` and `search` (keys of [generation])
     are the run's own where they are not given, and so is how files are read, but for the keys of [data] in `reading`:
@@ -287,11 +308,12 @@ def evaluate(
     pairs = given_pairs(config.data, data, reading or {})
     tokens = PairTokens(pairs, tokenizers.source, tokenizers.target)
     chosen = validate(SearchConfig, {**config.generation.model_dump(), **search}, where="search")
-    ask = Transducer(model, tokenizers, chosen, max_source_length=config.data.max_length)
+    models = [model, *(_of_same_vocabularies(other, tokenizers, run) for other in together)]
+    ask = Transducer(models, tokenizers, chosen, max_source_length=config.data.max_length)
     questions = _by_source(pairs)
     judged = _judged(ask, questions, answered)
     return {
-        **_loss(model, tokens),
+        **({} if together else _loss(model, tokens)),
         **measured(metrics or chosen.metrics, judged, tokenizers.target),
         "sources": len(questions),
         "pairs": len(pairs),

@@ -16,6 +16,7 @@ from torch import Tensor
 from throughtime.data.tokenizers import Tokenizer
 from throughtime.decoding import given
 from throughtime.decoding.beam import beam_search
+from throughtime.decoding.ensemble import Ensemble
 from throughtime.decoding.hypotheses import Hypotheses
 from throughtime.decoding.search import Search
 from throughtime.decoding.search_config import SearchConfig
@@ -70,7 +71,7 @@ _NOTHING = np.empty(0, np.int64)
 
 
 class Transducer:
-    """Answers sources by a model.
+    """Answers sources by a model, or by several of the same vocabularies together (`throughtime.decoding.Ensemble`).
 
     An empty source, or one of white space alone, has the empty answer. What the vocabulary lacks is read as unknown, a
     source longer than `max_source_length` tokens is cut there, and both are told with the answer. The model never
@@ -82,13 +83,13 @@ class Transducer:
 
     def __init__(
         self,
-        model: EncoderDecoder,
+        models: EncoderDecoder | Sequence[EncoderDecoder],
         tokenizers: PairTokenizers,
         config: SearchConfig,
         *,
         max_source_length: int | None = None,
     ) -> None:
-        self.model = model
+        self.models = [models] if isinstance(models, EncoderDecoder) else list(models)
         self.tokenizers = tokenizers
         self.config = config
         self.max_source_length = max_source_length
@@ -150,11 +151,12 @@ class Transducer:
 
     def _searched(self, sources: Sequence[Ids]) -> list[tuple[Answer, ...]]:
         """The answers to sources given as ids."""
-        device = next(self.model.parameters()).device
+        device = next(self.models[0].parameters()).device
         lengths = torch.tensor([len(ids) for ids in sources])
         padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(ids) for ids in sources])  # (S, B)
+        about = [given(model, inputs=padded.to(device), lengths=lengths.to(device)) for model in self.models]
         found = beam_search(
-            given(self.model, inputs=padded.to(device), lengths=lengths.to(device)),
+            about[0] if len(about) == 1 else Ensemble(about),
             length=self.config.max_length,
             width=max(self.config.beam, self.config.n_best),
             n_best=self.config.n_best,

@@ -269,12 +269,14 @@ def test_the_demo_of_dates(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(demo_transduce, "demo", demo)
     called = call("demo", "transduce", "--minutes", 0.5)
-    assert calls == [(Path("runs/demo"), 0.5)]
+    assert calls == [(Path("runs/demo-transduce"), 0.5)]
     lines = called.out.splitlines()
-    assert "   50.0%  of 2,000: days that it has not seen" in lines
-    assert "  de       4. Mai 2021  ->  2021-05-04" in lines
-    assert "  de       4 V 21  ->  2021-05-14  (wrong: 2021-05-04)" in lines
-    assert "  throughtime inspect attention runs/demo --input" in called.out
+    trained_on = "(100% of their months' names were trained on)"
+    assert f"   50.0%  of 2,000: days that it has not seen {trained_on}" in lines
+    assert "What does not tell its day, as 02/03/2019, was left out: 10.0% of what was kept." in lines
+    assert "  de           4. Mai 2021  ->  2021-05-04" in lines
+    assert "  de           4 V 21  ->  2021-05-14  (wrong: 2021-05-04)" in lines
+    assert "  throughtime inspect attention runs/demo-transduce --input" in called.out
 
 
 def test_options_of_a_demo_stand_behind_its_name(call: Call) -> None:

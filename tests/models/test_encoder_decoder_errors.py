@@ -36,6 +36,10 @@ def made(**keys: Any) -> Any:
             {"tied": "all", "embedding_size": 4},
             'tied "all" needs one vocabulary, got 6 tokens of the source and 5 of the target',
         ),
+        (
+            {"input_feeding": True, "engine": "native"},
+            "engine 'native' runs all steps of a decoder at once, which input_feeding does not allow",
+        ),
         ({"border_id": 5}, "border_id must be below target_vocabulary_size=5, got 5"),
         ({"atention": "dot"}, "atention: unknown key, did you mean attention?"),
     ],

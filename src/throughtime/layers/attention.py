@@ -16,7 +16,7 @@ Manning 2017, eq. 11; Tu et al. 2016).
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from throughtime.errors import ShapeError, UsageError
 
 AttentionKind = Literal["additive", "dot", "general", "concat"]
-KINDS = ("additive", "dot", "general", "concat")
+KINDS = get_args(AttentionKind)
 # Numbers of tanh(W h + U m_j) for all steps and positions that stand in memory at once; beyond, they are made anew
 # in the backward pass.
 _MOST_SUMS = 1 << 22

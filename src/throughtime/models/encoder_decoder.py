@@ -39,13 +39,13 @@ from throughtime.layers import (
     linear_cross_entropy,
     output_distribution,
 )
-from throughtime.models.decoder_walk import DecoderWalk
+from throughtime.models.decoder_walk import DecoderWalk, ancestral
 from throughtime.models.design import inside_lengths
 from throughtime.models.encoder_decoder_config import EncoderDecoderConfig
 from throughtime.models.fed_decoder import fed_hidden, fed_refusal
 from throughtime.models.feedback import Feedback, FeedbackModel, Lengths, Run
 from throughtime.models.probability import SequenceLogProb
-from throughtime.models.sequence_length import first, halting, remaining
+from throughtime.models.sequence_length import halting, remaining
 from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
 from throughtime.nn.states import join_state
 
@@ -392,38 +392,9 @@ class EncoderDecoder(FeedbackModel):
         if max_length < 0:
             raise UsageError(f"{type(self).__name__}: max_length must be at least 0 steps, got {max_length}")
         with in_evaluation_mode(self):
-            y, found = self._ancestral(self.encode(inputs), max_length, generator)
+            y, found = ancestral(self, self.encode(inputs), max_length, generator)
         inside = torch.arange(len(y), device=y.device)[:, None] < found
         return torch.where(inside, y, self.config.border_id)[: int(found.max()) if len(found) else 0], found
-
-    def _ancestral(self, encoded: Encoded, max_length: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        shape, like = self.config, encoded.summary
-        limit = torch.full((len(like),), max_length, device=like.device)
-        if shape.stop == "predicted_length":
-            of_lengths = output_distribution("categorical", shape.max_length + 1)
-            log_p = self.length_log_prob(encoded)
-            limit = of_lengths.sample(log_p, of_lengths.noise(len(like), like=log_p, generator=generator))
-        external = remaining(limit, max_length, shape.max_length)[..., : int(shape.stop == "predicted_length")]
-        noise = self.distribution.noise(max_length, len(like), like=like, generator=generator)
-        of_halts = output_distribution("bernoulli", 1)
-        halting_noise = of_halts.noise(max_length, len(like), like=like, generator=generator)[..., 0]  # (T, B)
-        walk, y = DecoderWalk(self, max_length, encoded), torch.full_like(limit, shape.border_id)
-        drawn, ends = [], []
-        over = torch.zeros_like(limit, dtype=torch.bool)
-        for t in range(max_length):
-            h = walk.advance(self.target_embedding(y), external[t].to(like.dtype))
-            o = self.outputs(h)
-            y = self.distribution.sample(o[..., : self.distribution.size], noise[t])
-            drawn.append(y)
-            if shape.stop == "bernoulli_halt":
-                ends.append(halting_noise[t] < torch.sigmoid(o[..., -1]))
-            else:
-                ends.append(y == shape.border_id if shape.stop == "end_symbol" else limit <= t)
-            over = over | ends[-1]
-            if bool(over.all()):
-                break
-        tokens = torch.stack(drawn) if drawn else limit.new_zeros(0, len(like))
-        return tokens, first(torch.stack(ends)) if drawn else torch.zeros_like(limit)
 
 
 def _layers(

@@ -31,7 +31,9 @@ class EncoderDecoderShape(Section):
         0.0, ge=0, description="coverage: weight in training of Σ_j min(α_j(t), coverage_j), against looking twice"
     )
     input_feeding: bool = Field(
-        False, description="the decoder also reads h̃(t-1): it then goes step by step in training too, which is slower"
+        False,
+        description="the decoder also reads h̃(t-1), so that training goes step by step, which is slower: least so with "
+        "attention general or dot, no coverage, zoneout or layer_norm, and fp32",
     )
     tied: Literal["none", "target", "all"] = Field(
         "none",
@@ -62,6 +64,12 @@ class EncoderDecoderShape(Section):
         if self.attention == "none" and (self.coverage or self.bridge == "zeros"):
             wrong = "coverage" if self.coverage else 'bridge "zeros"'
             raise ValueError(f"{wrong} needs an attention, got none")
+        if self.stepped and self.engine not in ("auto", "reference"):
+            name = "input_feeding" if self.input_feeding else "coverage"
+            raise ValueError(
+                f"engine {self.engine!r} runs all steps of a decoder at once, which {name} does not allow; "
+                'set engine to "auto"'
+            )
         if self.coverage_loss and not self.coverage:
             raise ValueError(f"coverage_loss needs coverage=true, got coverage_loss {self.coverage_loss}")
         if self.tied != "none" and self.embedding_size != self.hidden_size:

@@ -212,7 +212,7 @@ def test_attention_is_drawn_and_told(call: Call, trained: Path, tmp_path: Path) 
     answer, *lines = called.out.splitlines()
     assert answer == transduce.transducer(run).answer(["abxb"])[0].answers[0].text
     assert all(line.split()[-1] in ("'a'", "'b'", "'\ufffd'") for line in lines)
-    assert called.err == f"never seen in training, read as unknown: 'x'\npicture: {run / 'attention.png'}\n"
+    assert called.err == f"not in the vocabulary, read as unknown: 'x'\npicture: {run / 'attention.png'}\n"
     assert (run / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from throughtime.tasks.transducer import Answered
 
-# Lines, and things never seen, that are named of many.
+# Lines, and things not in the vocabulary, that are named of many.
 _SHOWN = 5
 
 
@@ -86,7 +86,7 @@ class Tally:
         if self._unknown:
             shown = ", ".join(f"{text!r} ({number:,})" for text, number in self._unknown.most_common(_SHOWN))
             more = "" if len(self._unknown) <= _SHOWN else f" and {len(self._unknown) - _SHOWN:,} more"
-            told.append(f"never seen in training, read as unknown: {shown}{more}")
+            told.append(f"not in the vocabulary, read as unknown: {shown}{more}")
         return [line for line in told if line]
 
 

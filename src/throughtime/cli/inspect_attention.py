@@ -41,7 +41,7 @@ def inspect_attention(
     else:
         write(f"{found.answer}\n{found}\n")
     if found.unknown:
-        note(f"never seen in training, read as unknown: {', '.join(map(repr, found.unknown))}")
+        note(f"not in the vocabulary, read as unknown: {', '.join(map(repr, found.unknown))}")
     if found.cut:
         note(
             f"the last {found.cut:,} tokens of the source were cut off: the model reads no more than it was trained on"

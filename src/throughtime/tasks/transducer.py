@@ -55,8 +55,8 @@ class Answer(NamedTuple):
 class Answered(NamedTuple):
     """A source with its answers, the best first.
 
-    tokens: the source's tokens for display. unknown: what the model has never seen, and read as unknown. cut: how many
-    tokens behind the greatest length were left out.
+    tokens: the source's tokens for display. unknown: what is not in the vocabulary, and was read as unknown. cut: how
+    many tokens behind the greatest length were left out.
     """
 
     source: str

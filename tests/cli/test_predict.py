@@ -110,7 +110,7 @@ def test_json_has_all_of_it(call: Call, run: Path) -> None:
     assert called.err.splitlines() == [
         "3 sources answered",
         "1 source empty: an empty answer stands for each: words.txt:3",
-        "1 source cut at 8 tokens, the most that were trained on (data.max_length): words.txt:2",
+        "1 source cut at 8 tokens (data.max_length): words.txt:2",
         *([] if long["answers"][0]["ended"] else [called.err.splitlines()[3]]),
         "not in the vocabulary, read as unknown: 'x' (1)",
     ]

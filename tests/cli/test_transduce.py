@@ -216,6 +216,11 @@ def test_attention_is_drawn_and_told(call: Call, trained: Path, tmp_path: Path) 
     assert (run / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_attention_of_a_source_that_was_cut(call: Call, trained: Path) -> None:
+    called = call("inspect", "attention", trained, "--input", "ab" * 101, "--out", "a.svg")
+    assert called.err == "cut at 200 tokens (data.max_length): the last 2 were not read\npicture: a.svg\n"
+
+
 def test_attention_as_json(call: Call, trained: Path) -> None:
     called = call("inspect", "attention", trained, "--input", "ab", "--answer", 2, "--out", "a.svg", "--json")
     found = json.loads(called.out)

@@ -79,7 +79,7 @@ class Tally:
         told = [
             f"{_count(self.sources, 'source')} answered",
             self._empty.line("empty: an empty answer stands for each"),
-            self._cut.line(f"cut at {source_limit} tokens, the most that were trained on (data.max_length)"),
+            self._cut.line(f"cut at {source_limit} tokens (data.max_length)"),
             self._without.line("without an answer that is allowed"),
             self._endless.line(f"with an answer that had not ended at {answer_limit} tokens (--max-length)"),
         ]

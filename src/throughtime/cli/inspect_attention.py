@@ -43,9 +43,7 @@ def inspect_attention(
     if found.unknown:
         note(f"not in the vocabulary, read as unknown: {', '.join(map(repr, found.unknown))}")
     if found.cut:
-        note(
-            f"the last {found.cut:,} tokens of the source were cut off: the model reads no more than it was trained on"
-        )
+        note(f"cut at {len(found.source_tokens):,} tokens (data.max_length): the last {found.cut:,} were not read")
     if lacking:
         note(f"no font of this machine has {' '.join(lacking)}: drawn as code points; install a font that has them")
     note(f"picture: {picture}")

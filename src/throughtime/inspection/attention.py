@@ -25,8 +25,8 @@ class Alignment(NamedTuple):
     """An answer and where each of its tokens looked.
 
     source_tokens (S) and answer_tokens (τ) are for display, with "<end>" last where the answer has ended; score is log
-    p in nats; weights: α (τ, S). unknown: what of the source is not in the vocabulary; cut: how many of its tokens lay beyond
-    the greatest length.
+    p in nats; weights: α (τ, S). unknown: what of the source is not in the vocabulary; cut: how many of its tokens lay
+    beyond the greatest length.
     """
 
     source: str

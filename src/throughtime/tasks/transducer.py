@@ -112,16 +112,22 @@ class Transducer:
         """The answers in the order of the sources, of which at most `read_ahead` are in memory.
 
         Sources are gathered while `ready` says that another can be had without waiting; by default they always can.
+        Where one of them cannot be read, those before it are answered first; then its error is raised.
         """
         remaining = iter(texts)
         for first in remaining:
-            block = [first]
-            while len(block) < read_ahead and (ready is None or ready()):
-                following = list(islice(remaining, 1))
-                if not following:
-                    break
-                block += following
+            block, fault = [first], None
+            try:
+                while len(block) < read_ahead and (ready is None or ready()):
+                    following = list(islice(remaining, 1))
+                    if not following:
+                        break
+                    block += following
+            except Exception as error:
+                fault = error
             yield from self.answer(block)
+            if fault is not None:
+                raise fault
 
     def answer(self, texts: Sequence[str]) -> list[Answered]:
         """The answers to some sources; those of similar lengths are searched together."""

@@ -1,0 +1,53 @@
+"""Sources that break off, beams narrower than the answers, and texts that answers hold or do not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from throughtime.data import Tokenizer
+from throughtime.data.pairs import TextsSource
+from throughtime.decoding.search_config import SearchConfig
+from throughtime.errors import DataError
+from throughtime.models import EncoderDecoder, EncoderDecoderConfig
+from throughtime.tasks.pair_texts import PairTokenizers
+from throughtime.tasks.transducer import Transducer
+
+LETTERS = Tokenizer.train("chars", TextsSource(["abc"], "letters"))
+
+
+def untrained(target: Tokenizer = LETTERS, attention: str = "general") -> EncoderDecoder:
+    """A model that reads the letters a, b, c, and writes what the target's vocabulary has."""
+    torch.manual_seed(0)
+    return EncoderDecoder(
+        EncoderDecoderConfig(
+            hidden_size=8,
+            embedding_size=4,
+            attention=attention,  # type: ignore[arg-type]
+            source_vocabulary_size=LETTERS.vocabulary_size,
+            target_vocabulary_size=target.vocabulary_size,
+            border_id=target.border_id,
+        )
+    )
+
+
+def transducer(target: Tokenizer = LETTERS, attention: str = "general", **search: Any) -> Transducer:
+    config = SearchConfig(**{"max_length": 4, **search})
+    return Transducer(untrained(target, attention), PairTokenizers(LETTERS, target), config)
+
+
+# -- sources that break off --------------------------------------------------------------------------------------------
+
+
+def test_what_was_read_before_a_fault_is_answered() -> None:
+    def broken() -> Iterator[str]:
+        yield from ("a", "ab", "abc")
+        raise DataError("words.txt: line 4: not UTF-8")
+
+    stream = transducer().stream(broken())
+    assert [next(stream).source for _ in range(3)] == ["a", "ab", "abc"]
+    with pytest.raises(DataError, match="line 4: not UTF-8"):
+        next(stream)

@@ -30,6 +30,10 @@ from throughtime.tasks.runs import merged
 Train = Callable[..., Path]
 
 
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def weights(run: Path) -> bytes:
     return (run / "model.safetensors").read_bytes()
 
@@ -261,11 +265,16 @@ def test_another_text_is_refused(train: Train, book: Path, other: Path) -> None:
 
 
 def test_another_model_is_refused(train: Train) -> None:
-    train()
-    with pytest.raises(
-        ConfigError, match=r"model: the checkpoint has embedding.weight of shape \(257, 8\), the configuration asks for"
-    ):
-        train("run", "model.embedding_size=12", resume=True)
+    run = train()
+    before = files(run)
+    line = (
+        rf"model.cell: the run in {run} has 'lstm', got 'gru'; model.embedding_size: the run in {run} has 8, got 12; "
+        "a run keeps its model: train into another --run"
+    )
+    with pytest.raises(ConfigError, match=f"^{line}$"):
+        train("run", "model.embedding_size=12", "model.cell=gru", resume=True)
+    assert files(run) == before
+    train("run", "training.max_steps=7", "model.dropout=0.1", "model.engine=reference", keys=[], resume=True)
 
 
 @pytest.mark.parametrize("written", [(), ("config.toml",), ("config.toml", "tokenizer.json")])

@@ -267,6 +267,21 @@ def test_a_run_does_not_go_on_with_other_pairs(tmp_path: Path) -> None:
         transduce.train(tmp_path / "run", resume=True)
 
 
+def test_a_refused_command_leaves_a_run_as_it_was(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, *FEW_STEPS, data={"paths": [str(write_pairs(tmp_path / "train.tsv", SOURCES[:30]))]})
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for change, told in (
+        ("model.hidden_size=50", f"model.hidden_size: the run in {run} has 8, got 50; a run keeps its model: train"),
+        ("model.residual=true", f"model.residual: the run in {run} has False, got True; a run keeps its model: train"),
+        ("data.source_tokenizer=words", "data.source_tokenizer: .* has 'chars', got 'words'; a run keeps its vocabul"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{told}"):
+            transduce.train(run, overrides=[change], resume=True, tell=lambda line: None)
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    transduce.train(run, overrides=["training.max_steps=5"], resume=True, tell=lambda line: None)
+
+
 def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
     rows = [{"source": source, "target": source} for source in ("ab", "ba", "aaaa\tb", "c", "ccccc")]
     pairs = tmp_path / "train.jsonl"

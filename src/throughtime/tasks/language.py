@@ -15,13 +15,13 @@ from throughtime.data.sources import TextSource
 from throughtime.data.streams import Batch, TokenStreams
 from throughtime.data.tokenizers import Tokenizer
 from throughtime.data.tokens import TokenFile
-from throughtime.errors import ConfigError, RunFolderError
+from throughtime.errors import RunFolderError
 from throughtime.models.flow import model_flow
 from throughtime.models.language import LanguageModel, LanguageModelConfig
 from throughtime.storage import write_file
 from throughtime.tasks.configuration import LanguageConfiguration
 from throughtime.tasks.evaluation import TextSize, nats, units
-from throughtime.tasks.runs import begun, configured, saved_configuration, trained
+from throughtime.tasks.runs import begun, check_kept, configured, trained
 from throughtime.tasks.texts import Texts, absolute, prepare_texts, prepared
 from throughtime.training import distributed
 from throughtime.training.distributed import Distribution
@@ -135,37 +135,18 @@ def train(
     section: dict[str, dict[str, Any]] = {"data": {key: value for key, value in given.items() if value}}
     if tensorboard:
         section["training"] = {"tensorboard": True}
-    before = read_toml(saved[0]) if resume and (saved := saved_configuration(run, NAME)) else {}
     config = configured(
         LanguageConfiguration, run, NAME, config_file=config_file, overrides=overrides, given=section, resume=resume
     )
-    if before:
-        _check_same_vocabulary(run, before, config)
     return train_configured(config, run, resume=resume)
-
-
-def _check_same_vocabulary(run: Path, before: Mapping[str, Any], config: LanguageConfiguration) -> None:
-    """A run keeps its tokenizer.
-
-    Raises:
-        ConfigError: resumed with another.
-    """
-    for key in ("tokenizer", "vocabulary_size"):
-        was, now = before.get("data", {}).get(key), getattr(absolute(config.data), key)
-        if was is not None and was != now:
-            raise ConfigError(
-                f"data.{key}: the run in {run} has {was!r}, got {now!r}; a run keeps its vocabulary: "
-                "train into another --run"
-            )
 
 
 def train_configured(config: LanguageConfiguration, run: Path, *, resume: bool = False) -> Outcome:
     """Train by a whole configuration; see `train`."""
     distribution = distributed.start(config.training)
     try:
-        if not resume:
-            # Now, and not after hours with a large text.
-            distribution.on_main(lambda: RunFolder.check_free(run))
+        # Now, and not after hours with a large text.
+        distribution.on_main(lambda: _check_kept(run, config) if resume else RunFolder.check_free(run))
         again = resume and begun(RunFolder.open(run, NAME))
         texts = prepare_texts(
             config.data, distribution, tokenizer=Tokenizer.load(run / "tokenizer.json") if again else None
@@ -183,6 +164,11 @@ def train_configured(config: LanguageConfiguration, run: Path, *, resume: bool =
         return Trainer(task, config.training, folder, distribution).fit(resume=resume)
     finally:
         distribution.close()
+
+
+def _check_kept(run: Path, config: LanguageConfiguration) -> None:
+    vocabulary = ("tokenizer", "vocabulary_size")
+    check_kept(run, NAME, model=config.model, data=absolute(config.data), vocabulary=vocabulary)
 
 
 def _folder(

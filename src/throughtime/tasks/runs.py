@@ -9,10 +9,16 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from throughtime.configuration import apply_overrides, read_toml, validate
-from throughtime.errors import RunFolderError
+from throughtime.errors import ConfigError, RunFolderError
 from throughtime.training.run_folder import RunFolder
 
 Configuration = TypeVar("Configuration", bound=BaseModel)
+
+# Keys of [model] that play a part in training alone, or say who computes: a run may go on with others.
+_MAY_CHANGE = frozenset({
+    "dropout", "variational_dropout", "embedding_dropout", "recurrent_dropout", "weight_dropout", "coverage_loss",
+    "engine",
+})  # fmt: skip
 
 
 def configured(
@@ -56,6 +62,31 @@ def saved_configuration(run: Path, task: str) -> list[Path]:
 def begun(folder: RunFolder) -> bool:
     """Whether a training may have begun: data.json is the last file to be written before."""
     return (folder.path / "data.json").exists() or folder.checkpoints.exists()
+
+
+def check_kept(run: Path, task: str, *, model: BaseModel, data: BaseModel, vocabulary: Sequence[str]) -> None:
+    """A run that has begun keeps its [model], but for dropout and engine, and its `vocabulary`, keys of [data].
+
+    To be called before anything is written, so that a refused command leaves a run as it was.
+
+    Raises:
+        ConfigError: resumed with others, each with what it was and what it was to be.
+        RunFolderError: there is no run of this task.
+    """
+    folder = RunFolder.open(run, task)
+    if not begun(folder):
+        return
+    before = read_toml(folder.config)
+    of_model = [key for key in type(model).model_fields if key not in _MAY_CHANGE]
+    for name, section, keys in (("data", data, vocabulary), ("model", model, of_model)):
+        saved, now = before.get(name, {}), section.model_dump(mode="json")
+        # A key that the file lacks is newer than the run, which has its default.
+        defaults = {key: type(section).model_fields[key].get_default(call_default_factory=True) for key in keys}
+        was = {key: saved.get(key, defaults[key]) for key in keys}
+        if changed := [f"{name}.{key}: the run in {run} has {was[key]!r}, got {now[key]!r}" for key in keys
+                       if was[key] != now[key]]:  # fmt: skip
+            kept = "model" if name == "model" else "vocabulary"
+            raise ConfigError(f"{'; '.join(changed)}; a run keeps its {kept}: train into another --run")
 
 
 def trained(run: Path, task: str) -> RunFolder:

@@ -22,7 +22,7 @@ from throughtime.models import EncoderDecoder, EncoderDecoderConfig
 from throughtime.storage import write_file
 from throughtime.tasks.pair_metrics import Judged, check_metrics, measured
 from throughtime.tasks.pair_texts import PairTexts, PairTokenizers, absolute, given_pairs, prepare_pairs
-from throughtime.tasks.runs import begun, configured, trained
+from throughtime.tasks.runs import begun, check_kept, configured, trained
 from throughtime.tasks.trainee import Trainee
 from throughtime.tasks.transduce_configuration import TransduceConfiguration, training_input
 from throughtime.tasks.transducer import Answered, Transducer
@@ -35,6 +35,10 @@ from throughtime.training.task import Loss
 NAME = "transduce"
 # The tokenizers of a run folder; that of the targets is the model's own.
 _SOURCE, _TARGET = "source-tokenizer.json", "tokenizer.json"
+# The keys of [data] that it hangs on.
+_VOCABULARY = (
+    "source_tokenizer", "target_tokenizer", "shared_vocabulary", "source_vocabulary_size", "target_vocabulary_size",
+)  # fmt: skip
 # Pairs that are evaluated at once.
 _ROWS = 256
 
@@ -130,9 +134,8 @@ def train_configured(config: TransduceConfiguration, run: Path, *, resume: bool 
         raise DataError("data: no pairs given; name data.paths, or data.source and data.target")
     distribution = distributed.start(config.training)
     try:
-        if not resume:
-            # Now, and not after minutes with many pairs.
-            distribution.on_main(lambda: RunFolder.check_free(run))
+        # Now, and not after minutes with many pairs.
+        distribution.on_main(lambda: _check_kept(run, config) if resume else RunFolder.check_free(run))
         again = resume and begun(RunFolder.open(run, NAME))
         texts = prepare_pairs(config.data, _tokenizers(run) if again else None)
         target = texts.tokenizers.target
@@ -153,6 +156,10 @@ def train_configured(config: TransduceConfiguration, run: Path, *, resume: bool 
         return Trainer(task, config.training, folder, distribution).fit(resume=resume)
     finally:
         distribution.close()
+
+
+def _check_kept(run: Path, config: TransduceConfiguration) -> None:
+    check_kept(run, NAME, model=config.model, data=absolute(config.data), vocabulary=_VOCABULARY)
 
 
 def about(texts: PairTexts, source: PairSource, run: Path) -> list[str]:

@@ -217,8 +217,9 @@ def test_faults_of_parallel_files(tmp_path: Path) -> None:
 def test_sources_of_every_format(tmp_path: Path) -> None:
     plain = written(tmp_path, "a.txt", "one\r\n\ntwo\twith a tab")
     assert list(read_sources(plain)) == [(f"{plain}:1", "one"), (f"{plain}:2", ""), (f"{plain}:3", "two\twith a tab")]
-    tabs = written(tmp_path, "a.tsv.gz", "one\tx\n\ntwo\nthree\ty\tz\n")
-    assert list(read_sources(tabs)) == [(f"{tabs}:1", "one"), (f"{tabs}:3", "two"), (f"{tabs}:4", "three")]
+    tabs = written(tmp_path, "a.tsv.gz", "one\tx\n\n  \ntwo\nthree\ty\tz\n")
+    texts_of_lines = ["one", "", "  ", "two", "three"]
+    assert list(read_sources(tabs)) == [(f"{tabs}:{line}", text) for line, text in enumerate(texts_of_lines, start=1)]
     for name in ("b.csv", "b.jsonl", "b.parquet"):
         rows = write_rows(tmp_path, name, TEXTS, ("source", "target"))
         assert [text for _, text in read_sources(rows)] == [source for source, _ in TEXTS]

@@ -107,8 +107,9 @@ def read_sources(
     """Texts to predict from as ("file:line", text), one by one in bounded memory; "-" is standard input, as it comes.
 
     Rows (.csv, .jsonl, .ndjson, .parquet) give their column "source" or the named one, lines of a .tsv their first
-    field; of any other file each line is one text, tabs and all, and a blank line is an empty text, so that line n
-    of the predictions belongs to line n. With a named column every other file is tab-separated under a header.
+    field; of any other file each line is one text, tabs and all. A blank line of either is an empty text, so that
+    line n of the predictions belongs to line n. With a named column all but rows is tab-separated under a header, and
+    blank lines are passed over, as between rows.
 
     Raises:
         DataError: the path is missing or empty, there is no text, a row is broken, or not UTF-8.
@@ -226,7 +227,7 @@ def _source_rows(file: TextFile, source_column: str | None, errors: ErrorPolicy)
         return ((number, text) for number, (text,) in tab_records(numbered, file.name, (column,)))
     texts = ((number, line.rstrip("\r\n")) for number, line in numbered)
     if file.suffix == ".tsv":
-        return ((number, text.split("\t", 1)[0]) for number, text in texts if text.strip(" "))
+        return ((number, text.split("\t", 1)[0]) for number, text in texts)
     return texts
 
 

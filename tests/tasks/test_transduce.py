@@ -307,6 +307,20 @@ def test_pairs_that_are_all_too_long(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("flow_every=5", "flow_every: no flow is measured for pairs: leave it at 0, got 5"),
+        ("window=64", "window: whole pairs are trained on: leave it at 128, got 64"),
+    ],
+)
+def test_keys_that_play_no_part_are_refused(tmp_path: Path, key: str, told: str) -> None:
+    data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))]}
+    with pytest.raises(ConfigError, match=f"1 fault: training.{told}$"):
+        train(tmp_path / "run", f"training.{key}", data=data)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
     data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))], "target_tokenizer": "syllables"}
     with pytest.raises(

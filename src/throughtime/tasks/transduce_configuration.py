@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from throughtime.configuration import to_toml
 from throughtime.data.pair_config import PairsConfig
@@ -44,6 +44,15 @@ class TransduceTraining(TrainingConfig):
     sampling_k: float = Field(
         1000.0, gt=0, description="scheduled_sampling: its constant, in batches (of exponential decay a factor below 1)"
     )
+
+    @field_validator("flow_every", "window")
+    @classmethod
+    def _plays_no_part(cls, value: int, info: ValidationInfo) -> int:
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default:
+            why = "whole pairs are trained on" if info.field_name == "window" else "no flow is measured for pairs"
+            raise ValueError(f"{why}: leave it at {default}")
+        return value
 
 
 class TransduceConfiguration(BaseModel):

@@ -15,6 +15,7 @@ import torch
 from throughtime.errors import ConfigError, DataError, RunFolderError, UsageError
 from throughtime.models import EncoderDecoder
 from throughtime.tasks import transduce
+from throughtime.tasks.transduce_configuration import TransduceTraining
 from throughtime.tasks.transducer import Answered, Transducer
 
 KEYS = (
@@ -319,6 +320,21 @@ def test_keys_that_play_no_part_are_refused(tmp_path: Path, key: str, told: str)
     with pytest.raises(ConfigError, match=f"1 fault: training.{told}$"):
         train(tmp_path / "run", f"training.{key}", data=data)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_constant_of_scheduled_sampling_fits_its_decay(tmp_path: Path) -> None:
+    data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))]}
+    sampling, exponential = "training.inputs=scheduled_sampling", "training.sampling_decay=exponential"
+    told = "1 fault: training.sampling_k: exponential decay needs a factor below 1, such as 0.999, got 1000.0$"
+    with pytest.raises(ConfigError, match=told):
+        train(tmp_path / "run", sampling, exponential, data=data)
+    told = "1 fault: training.sampling_k: should be at least 1 batch, but for exponential decay, got 0.5$"
+    with pytest.raises(ConfigError, match=told):
+        train(tmp_path / "run", sampling, "training.sampling_k=0.5", data=data)
+    assert not (tmp_path / "run").exists()
+    decays = {"inputs": "scheduled_sampling", "sampling_decay": "exponential", "sampling_k": 0.9}
+    assert TransduceTraining.model_validate(decays).sampling_k == 0.9
+    assert TransduceTraining.model_validate({"sampling_decay": "exponential"}).sampling_k == 1000.0
 
 
 def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:

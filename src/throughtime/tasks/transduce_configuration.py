@@ -42,8 +42,23 @@ class TransduceTraining(TrainingConfig):
         "inverse_sigmoid", description="scheduled_sampling: how the share of targets falls"
     )
     sampling_k: float = Field(
-        1000.0, gt=0, description="scheduled_sampling: its constant, in batches (of exponential decay a factor below 1)"
+        1000.0,
+        gt=0,
+        description="scheduled_sampling: its constant, in batches (of exponential decay a factor below 1)",
+        validate_default=True,
     )
+
+    @field_validator("sampling_k")
+    @classmethod
+    def _of_its_decay(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("inputs") != "scheduled_sampling":
+            return value
+        if info.data.get("sampling_decay") == "exponential":
+            if value >= 1:
+                raise ValueError("exponential decay needs a factor below 1, such as 0.999")
+        elif value < 1:
+            raise ValueError("should be at least 1 batch, but for exponential decay")
+        return value
 
     @field_validator("flow_every", "window")
     @classmethod

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from throughtime.data import TextSource, Tokenizer
-from throughtime.data.pairs import Pair, TextsSource, read_pairs, read_parallel, read_sources, split_by_source
+from throughtime.data.pairs import Pair, TextsSource, escaped, read_pairs, read_parallel, read_sources, split_by_source
 from throughtime.errors import DataError
 
 TEXTS = [("AAA", "T R IH P"), ("héllo 😀", '"so", 1'), (" a b ", "NA"), ("x" * 70_000, "null")]
@@ -302,6 +302,10 @@ def test_what_cannot_be_split() -> None:
         "data: the held-out fraction must lie between 0 and 1, got 1.0",
         lambda: iter(split_by_source(numbered(["a", "b"]), 1.0, 0)),
     )
+
+
+def test_a_text_on_one_line_and_in_one_field() -> None:
+    assert escaped("é\t→\r\n\\x") == r"é\t→\r\n\x"
 
 
 def test_texts_are_documents(tmp_path: Path) -> None:

@@ -284,7 +284,7 @@ def test_a_refused_command_leaves_a_run_as_it_was(tmp_path: Path) -> None:
 
 
 def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
-    rows = [{"source": source, "target": source} for source in ("ab", "ba", "aaaa\tb", "c", "ccccc")]
+    rows = [{"source": source, "target": source} for source in ("ab", "ba", "é aa\tb", "c", "ccccc")]
     pairs = tmp_path / "train.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     valid = write_pairs(tmp_path / "valid.tsv", ["abcabc", "x"])
@@ -298,7 +298,7 @@ def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
     )
     assert "held-out sources hold what training has not: 'x' (1 in all); read as unknown" in told
     listed = (tmp_path / "run" / "left-out.tsv").read_text().splitlines()
-    assert [line.split("\t")[0::2] for line in listed] == [[f"{pairs}:3", r"aaaa\tb"], [f"{pairs}:5", "ccccc"]]
+    assert [line.split("\t")[0::2] for line in listed] == [[f"{pairs}:3", r"é aa\tb"], [f"{pairs}:5", "ccccc"]]
 
 
 def test_pairs_that_are_all_too_long(tmp_path: Path) -> None:

@@ -147,6 +147,11 @@ def split_by_source(pairs: Sequence[Pair], fraction: float, seed: int) -> tuple[
     )
 
 
+def escaped(text: str) -> str:
+    r"""A text on one line and in one field: a line end is \n or \r, a tab \t, all else as it is."""
+    return text.replace("\n", r"\n").replace("\r", r"\r").replace("\t", r"\t")
+
+
 class TextsSource:
     """Texts in memory as a `Source`, each of them a document: to find a vocabulary in one side of pairs, or in both.
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from throughtime.configuration import read_toml, validate
 from throughtime.data.pair_batches import LeftOut, PairBatch, PairSource, PairTokens
-from throughtime.data.pairs import Pair
+from throughtime.data.pairs import Pair, escaped
 from throughtime.data.tokenizers import Tokenizer
 from throughtime.decoding.search_config import SearchConfig
 from throughtime.errors import DataError, RunFolderError
@@ -213,12 +213,8 @@ def _folder(
 
 
 def _line(left_out: LeftOut) -> str:
-    fields = (left_out.where, left_out.reason, left_out.source)
     # A source of .jsonl may hold what ends a line or a field.
-    return (
-        "\t".join(field.encode("unicode_escape").decode() if set(field) & set("\t\r\n") else field for field in fields)
-        + "\n"
-    )
+    return "\t".join(map(escaped, (left_out.where, left_out.reason, left_out.source))) + "\n"
 
 
 def _check_same_pairs(run: Path, note: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from throughtime.data import Tokenizer
-from throughtime.decoding import GenerationConfig, write_texts
+from throughtime.decoding import EndSymbol, GenerationConfig, beam_search, write_texts
 from throughtime.kernels.native import library
 from throughtime.models import LanguageModel
 
@@ -166,3 +166,13 @@ def test_a_beam_search_writes_the_likeliest_text_and_draws_nothing(typed: Callab
     refused = typed("generate", tiny_run, "--beam", 3, "--temperature", 0.5)
     assert refused.returncode == 2
     assert b"a beam search draws nothing, so temperature must be left out; or set beam=0" in refused.stderr
+
+
+def test_more_texts_do_not_widen_the_beam(tiny_run: Path) -> None:
+    model, tokenizer = LanguageModel.load(tiny_run), Tokenizer.load(tiny_run / "tokenizer.json")
+    found = beam_search(
+        model, [tokenizer.border_id, ord("z")], length=4, width=1, n_best=3, stop=EndSymbol(tokenizer.border_id)
+    )
+    texts = [tokenizer.decode(found.tokens[:, 0, row].tolist()) for row in range(3)]
+    assert expected(tiny_run, "z", beam=1, samples=3, length=4) == texts
+    assert len({text[:3] for text in texts}) == 1

@@ -51,3 +51,18 @@ def test_what_was_read_before_a_fault_is_answered() -> None:
     assert [next(stream).source for _ in range(3)] == ["a", "ab", "abc"]
     with pytest.raises(DataError, match="line 4: not UTF-8"):
         next(stream)
+
+
+# -- the beam ----------------------------------------------------------------------------------------------------------
+
+
+def test_more_answers_do_not_widen_the_beam() -> None:
+    for narrow in (1, 2):
+        (one,), (four,) = (transducer(beam=narrow, n_best=count).answer(["abc"]) for count in (1, 4))
+        assert one.answers[0].text == four.answers[0].text
+        assert one.answers[0].score == pytest.approx(four.answers[0].score)
+    # A beam of one has a single path, of which answers are the beginnings; a wider one has others besides.
+    (greedy,) = transducer(beam=1, n_best=4, max_length=8).answer(["abc"])
+    assert [answer.text for answer in greedy.answers] == ["", "c", "cc", "ccc"]
+    (wide,) = transducer(beam=4, n_best=4, max_length=8).answer(["abc"])
+    assert sorted(answer.text for answer in wide.answers) == ["", "a", "b", "c"]

@@ -53,7 +53,9 @@ def predict(
     beam: Annotated[
         int | None, typer.Option(help="Beginnings kept at each step; 1: greedy. [default: 5]", min=1)
     ] = None,
-    n_best: Annotated[int | None, typer.Option(help="Answers for each source. [default: 1]", min=1)] = None,
+    n_best: Annotated[
+        int | None, typer.Option(help="Answers for each source; the beam is not widened for them. [default: 1]", min=1)
+    ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Each answer with its log p; see below.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line for each source, with the scores of all tokens.")

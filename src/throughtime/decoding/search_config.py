@@ -13,7 +13,7 @@ class SearchConfig(Section):
     """How an answer is searched when a command does not say."""
 
     beam: int = Field(5, ge=1, description="beginnings kept at each step; 1: greedy")
-    n_best: int = Field(1, ge=1, description="answers for each source")
+    n_best: int = Field(1, ge=1, description="answers for each source; the beam is not widened for them")
     max_length: int = Field(200, ge=0, description="tokens of an answer, at most")
     minimum_length: int = Field(0, ge=0, description="tokens of an answer, at least")
     length_penalty: float = Field(

@@ -82,7 +82,7 @@ def _searched(model: Steppable, prompt: list[int], border: int, config: Generati
         model,
         prompt,
         length=config.length,
-        width=max(config.beam, config.samples),
+        width=config.beam,
         n_best=config.samples,
         stop=EndSymbol(border),
     )

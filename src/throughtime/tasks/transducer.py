@@ -144,8 +144,7 @@ class Transducer:
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
         """The rows to search together, from the shortest sources to the longest; empty ones are in none."""
-        width = max(self.config.beam, self.config.n_best)
-        most = max(1, min(_ROWS, _NUMBERS // (width * self.tokenizers.target.vocabulary_size)))
+        most = max(1, min(_ROWS, _NUMBERS // (self.config.beam * self.tokenizers.target.vocabulary_size)))
         batch: list[int] = []
         for row in sorted((row for row, length in enumerate(lengths) if length), key=lengths.__getitem__):
             if batch and (len(batch) == most or (len(batch) + 1) * lengths[row] > _POSITIONS):
@@ -164,7 +163,7 @@ class Transducer:
         found = beam_search(
             about[0] if len(about) == 1 else Ensemble(about),
             length=self.config.max_length,
-            width=max(self.config.beam, self.config.n_best),
+            width=self.config.beam,
             n_best=self.config.n_best,
             search=self._search,
         )

@@ -23,6 +23,7 @@ from throughtime.tasks.pair_metrics import (
 
 BYTES = Tokenizer.train("bytes")
 TEXTS = st.text(alphabet="abc ", max_size=8)
+FOUR_WORDS = st.lists(st.sampled_from(["a", "b", "cc"]), min_size=4, max_size=6).map(" ".join)
 
 
 def of_words() -> Tokenizer:
@@ -78,8 +79,9 @@ def test_edits_are_those_of_the_definition(answer: str, reference: str) -> None:
     assert rate == pytest.approx(edits(answer, reference) / len(reference))
 
 
-@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=5))
-def test_one_reference_is_what_sacrebleu_says(pairs: list[tuple[str, str]]) -> None:
+@given(st.lists(st.tuples(TEXTS, TEXTS), max_size=5), st.tuples(FOUR_WORDS, TEXTS))
+def test_one_reference_is_what_sacrebleu_says(some: list[tuple[str, str]], long: tuple[str, str]) -> None:
+    pairs = [*some, long]
     judged = [Judged(answer, (reference,)) for answer, reference in pairs]
     answers, references = [answer for answer, _ in pairs], [[reference for _, reference in pairs]]
     assert bleu(judged, BYTES) == pytest.approx(sacrebleu.corpus_bleu(answers, references, force=True).score)
@@ -103,6 +105,12 @@ def test_perfect_answers_have_the_best_of_every_metric() -> None:
     judged = [Judged("the cat sat on the mat", ("the cat sat on the mat",))]
     found = measured(list(METRICS), judged, BYTES)
     assert found == pytest.approx({"exact_match": 1.0, "token_error_rate": 0.0, "bleu": 100.0, "chrf": 100.0})
+
+
+@pytest.mark.parametrize("text", ["cat", "the cat", "the cat sat"])
+def test_right_answers_of_few_words_have_the_best_bleu(text: str) -> None:
+    assert bleu([Judged(text, (text,)), Judged("dog", ("dog", "hound"))], BYTES) == pytest.approx(100.0)
+    assert bleu([Judged(text, ("nothing of it",))], BYTES) == 0.0
 
 
 def test_a_metric_that_is_none_is_told() -> None:

@@ -34,8 +34,8 @@ def evaluate(
     metrics: Annotated[
         list[str] | None,
         typer.Option(
-            help="Pairs: exact_match, token_error_rate, bleu, chrf; several may follow one --metrics. [default: as in "
-            "training]",
+            help="Pairs: exact_match, token_error_rate, bleu (of 1 to 4 words in a row, as many as answers have), "
+            "chrf; several may follow one --metrics. [default: as in training]",
             metavar="NAME...",
         ),
     ] = None,

@@ -48,10 +48,14 @@ def token_error_rate(judged: Sequence[Judged], tokenizer: Tokenizer) -> float:
 
 
 def bleu(judged: Sequence[Judged], tokenizer: Tokenizer) -> float:
-    """BLEU of the texts, 0..100 (Papineni et al. 2002), by sacrebleu with its usual tokenisation "13a"."""
+    """BLEU of the texts, 0..100 (Papineni et al. 2002), by sacrebleu with its usual tokenisation "13a".
+
+    As of single sentences there, n-grams longer than all answers do not count (`effective_order=True`): right answers
+    of one to three words have 100, and not 0. Where any answer has four words, it is the usual BLEU.
+    """
     from sacrebleu.metrics.bleu import BLEU
 
-    return float(BLEU().corpus_score(*_texts(judged)).score)
+    return float(BLEU(effective_order=True).corpus_score(*_texts(judged)).score)
 
 
 def chrf(judged: Sequence[Judged], tokenizer: Tokenizer) -> float:

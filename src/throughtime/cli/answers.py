@@ -19,9 +19,9 @@ def as_line(found: Answered) -> str:
 
 
 def as_table(number: int, found: Answered) -> str:
-    """A line for each answer: number of the source, rank, score, text."""
+    """A line for each answer: number of the source, rank, score, text; the answer to an empty source has no score."""
     return "".join(
-        f"{number}\t{rank}\t{answer.score:.4f}\t{escaped(answer.text)}\n"
+        f"{number}\t{rank}\t{f'{answer.score:.4f}' if found.tokens else ''}\t{escaped(answer.text)}\n"
         for rank, answer in enumerate(found.answers, start=1)
     )
 
@@ -32,12 +32,12 @@ def as_object(found: Answered) -> str:
 
 
 def plain(found: Answered) -> dict[str, Any]:
-    """A source with its answers as JSON has them; without the attention."""
+    """A source with its answers as JSON has them, without the attention; that to an empty source has no score."""
+    unscored = {} if found.tokens else {"score": None, "ranking": None}
+    answers = [{**answer._asdict(), **unscored} for answer in found.answers]
     return {
         "source": found.source,
-        "answers": [
-            {name: value for name, value in answer._asdict().items() if name != "attention"} for answer in found.answers
-        ],
+        "answers": [{name: value for name, value in answer.items() if name != "attention"} for answer in answers],
         "unknown": list(found.unknown),
         "cut": found.cut,
     }

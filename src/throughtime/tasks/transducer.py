@@ -38,9 +38,10 @@ class Answer(NamedTuple):
     """One answer to a source.
 
     text: without the end. score: log p of the whole answer in nats, its end included. ranking: what answers are ordered
-    by: the score, as the search normalised it. ended: whether it has ended by itself, and not at the greatest length.
-    tokens, token_scores: each token for display, and its log p, the end last where it ended. attention: (τ, S), where
-    each of these tokens looked; None of a model without attention.
+    by: the score, as the search normalised it. Both are 0 of the answer to an empty source, which no model has scored.
+    ended: whether it has ended by itself, and not at the greatest length. tokens, token_scores: each token for display,
+    and its log p, the end last where it ended. attention: (τ, S), where each of these tokens looked; None of a model
+    without attention.
     """
 
     text: str

@@ -296,9 +296,43 @@ def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
         f"2 pairs to be trained on were left out, the first, {pairs}:3: source of 6 tokens, at "
         f"most 3; all are listed in {tmp_path / 'run' / 'left-out.tsv'}"
     )
-    assert "held-out sources hold what training has not: 'x' (1 in all); read as unknown" in told
+    assert told[2:4] == [
+        f"1 of 2 sources to be held out (50.0%) hold what is not in the vocabulary, the first, {valid}:2: 'x' (1); "
+        "read as unknown",
+        f"2 of 2 targets to be held out (100.0%) hold what is not in the vocabulary, the first, {valid}:1: 'C' (1), "
+        "'B' (1), 'A' (1), 'X' (1); read as unknown",
+    ]
     listed = (tmp_path / "run" / "left-out.tsv").read_text().splitlines()
     assert [line.split("\t")[0::2] for line in listed] == [[f"{pairs}:3", r"é aa\tb"], [f"{pairs}:5", "ccccc"]]
+
+
+def test_words_dropped_from_a_vocabulary_are_told_of(tmp_path: Path) -> None:
+    pairs = tmp_path / "train.tsv"
+    rare = "".join(f"often seen\tx\nrare{number} once{number}\ty\n" for number in range(4))
+    pairs.write_text(rare)
+    told: list[str] = []
+    words = ("data.source_tokenizer=words", "data.source_vocabulary_size=5")
+    data = {"paths": [str(pairs)], "valid": [str(write_pairs(tmp_path / "valid.tsv", ["often"]))]}
+    transduce.train(tmp_path / "run", data=data, overrides=[*KEYS, *FEW_STEPS, *words], tell=told.append)
+    (line,) = [line for line in told if "to be trained on" in line]
+    assert line.startswith(
+        f"4 of 8 sources to be trained on (50.0%) hold what is not in the vocabulary, the first, {pairs}:2: "
+    )
+    assert line.endswith(" more; read as unknown")
+
+
+@pytest.mark.parametrize(("asked", "told_of"), [(2, True), (3, False), (0, False)])
+def test_metrics_of_some_sources_are_said_to_be(tmp_path: Path, asked: int, told_of: bool) -> None:
+    told: list[str] = []
+    valid = tmp_path / "valid.tsv"
+    valid.write_text("ab\tBA\nab\tBB\nba\tAB\ncc\tCC\n")
+    data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))], "valid": [str(valid)]}
+    few = (*FEW_STEPS, "training.max_steps=1", f"training.evaluate_sources={asked}")
+    transduce.train(tmp_path / "run", data=data, overrides=[*KEYS, *few], tell=told.append)
+    line = (
+        "answers are judged of the first 2 of 3 held-out sources (training.evaluate_sources), greedily; the loss is of "
+    )
+    assert (f"{line}all" in told) == told_of == any("judged" in line for line in told)
 
 
 def test_pairs_that_are_all_too_long(tmp_path: Path) -> None:

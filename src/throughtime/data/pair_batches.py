@@ -57,6 +57,14 @@ class Unknown(NamedTuple):
     target: Counter[str]
 
 
+@dataclass
+class UnknownTexts:
+    """How many texts hold what their vocabulary lacks, and where the first of them stands."""
+
+    count: int = 0
+    first: str = ""
+
+
 class SourceTokens(NamedTuple):
     """The sources of a batch: ids (S, B), zero padded, and how many of them are each source's own (B,)."""
 
@@ -138,6 +146,7 @@ class PairTokens:
     kept: the number, from 0, among the pairs given of each that was kept.
     left_out: the pairs with more than `max_length` tokens on a side, or none, or with the border's own id in them.
     unknown: what the vocabularies lack, of the pairs that were kept; it has become the unknown id.
+    unknown_texts: the texts that hold it, of the side "source" and of "target".
 
     Raises:
         UsageError: `max_length` is below one token.
@@ -150,6 +159,7 @@ class PairTokens:
             raise UsageError(f"PairTokens: max_length must be at least 1 token, got {max_length}")
         self.left_out: list[LeftOut] = []
         self.unknown = Unknown(Counter(), Counter())
+        self.unknown_texts = {"source": UnknownTexts(), "target": UnknownTexts()}
         sides = (_Side("source", source, max_length), _Side("target", target, max_length))
         parts: list[tuple[Numbers, Ragged, Ragged]] = []
         remaining, start = iter(pairs), 0
@@ -162,8 +172,11 @@ class PairTokens:
             rows = np.array([row for row in range(len(block)) if row not in faults], np.int64)
             kept = [ids.select(rows) for ids in encoded]
             for side, ids, side_texts, unknown in zip(sides, kept, texts, self.unknown, strict=True):
+                holding = self.unknown_texts[side.name]
                 for row in rows[side.unknown_rows(ids)]:
                     unknown.update(side.tokenizer.codec.unknown(side_texts[row]))
+                    holding.count += 1
+                    holding.first = holding.first or block[row].where
             parts.append((start + rows, kept[0], kept[1]))
             start += len(block)
         numbers, sources, targets = zip(*parts, strict=True) if parts else ((), (), ())

@@ -18,6 +18,8 @@ from throughtime.errors import DataError
 _KINDS = tuple(kind for kind in KINDS if kind != "file")
 # Which sources are held out must not hang on the seed of the training.
 _SPLIT_SEED = 0
+# Parts that are named of many.
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,23 @@ def find_tokenizers(config: PairsConfig, pairs: list[Pair]) -> PairTokenizers:
         _tokenizer(config.source_tokenizer, "source", sources, config.source_vocabulary_size),
         _tokenizer(config.target_tokenizer, "target", targets, config.target_vocabulary_size),
     )
+
+
+def told_of_unknown(tokens: PairTokens, whose: str) -> list[str]:
+    """What of the pairs is read as unknown: a line for each side that holds any, with its share and first place."""
+    lines = []
+    for side, parts in tokens.unknown._asdict().items():
+        if parts:
+            holding = tokens.unknown_texts[side]
+            share = holding.count / len(tokens)
+            shown = ", ".join(f"{text!r} ({number:,})" for text, number in parts.most_common(_SHOWN))
+            more = f" and {len(parts) - _SHOWN:,} more" if len(parts) > _SHOWN else ""
+            lines.append(
+                f"{holding.count:,} of {len(tokens):,} {side}s {whose} "
+                f"({f'{share:.1%}' if share >= 0.001 else 'below 0.1%'}) hold what is not in the vocabulary, "
+                f"the first, {holding.first}: {shown}{more}; read as unknown"
+            )
+    return lines
 
 
 def absolute(config: PairsConfig) -> PairsConfig:

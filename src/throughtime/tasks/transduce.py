@@ -21,7 +21,14 @@ from throughtime.layers import in_evaluation_mode
 from throughtime.models import EncoderDecoder, EncoderDecoderConfig
 from throughtime.storage import write_file
 from throughtime.tasks.pair_metrics import Judged, check_metrics, measured
-from throughtime.tasks.pair_texts import PairTexts, PairTokenizers, absolute, given_pairs, prepare_pairs
+from throughtime.tasks.pair_texts import (
+    PairTexts,
+    PairTokenizers,
+    absolute,
+    given_pairs,
+    prepare_pairs,
+    told_of_unknown,
+)
 from throughtime.tasks.runs import begun, check_kept, configured, trained
 from throughtime.tasks.trainee import Trainee
 from throughtime.tasks.transduce_configuration import TransduceConfiguration, training_input
@@ -65,8 +72,9 @@ class TransduceTask:
             seed=config.training.seed,
         )
         self.batches_per_epoch = max(1, self.source.batches_per_epoch // distribution.world_size)
-        few = _by_source(texts.held_out)
-        self._asked = dict(list(few.items())[: config.training.evaluate_sources])
+        every = _by_source(texts.held_out)
+        self.held_out_sources = len(every)
+        self.asked = dict(list(every.items())[: config.training.evaluate_sources])
 
     def batch(self, index: int) -> tuple[PairBatch, int]:
         """Batch `index` of this process, and its number."""
@@ -80,11 +88,11 @@ class TransduceTask:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The held-out loss, and the metrics of greedy answers to some held-out sources."""
         results = _loss(self.translator, self.texts.valid)
-        if self._asked:
+        if self.asked:
             greedy = self.config.generation.model_copy(update={"beam": 1, "n_best": 1})
             transducer = Transducer(self.translator, self.texts.tokenizers, greedy)
             results |= measured(
-                self.config.generation.metrics, _judged(transducer, self._asked), self.texts.tokenizers.target
+                self.config.generation.metrics, _judged(transducer, self.asked), self.texts.tokenizers.target
             )
         return results
 
@@ -151,7 +159,7 @@ def train_configured(config: TransduceConfiguration, run: Path, *, resume: bool 
         task = TransduceTask(model, texts, config, distribution)
         folder = _folder(run, config, texts, distribution, resume=resume)
         if distribution.is_main:
-            for line in about(texts, task.source, run):
+            for line in about(task, run):
                 tell(line)
         return Trainer(task, config.training, folder, distribution).fit(resume=resume)
     finally:
@@ -162,25 +170,26 @@ def _check_kept(run: Path, config: TransduceConfiguration) -> None:
     check_kept(run, NAME, model=config.model, data=absolute(config.data), vocabulary=_VOCABULARY)
 
 
-def about(texts: PairTexts, source: PairSource, run: Path) -> list[str]:
-    """What a user should know of the pairs: how many there are, what was left out, what is padding."""
+def about(task: TransduceTask, run: Path) -> list[str]:
+    """What a user should know of the pairs: how many there are, what is padding, left out, read as unknown, judged."""
+    texts, source = task.texts, task.source
     lines = [
         f"{len(texts.train):,} pairs to train on, {len(texts.valid):,} held out; "
         f"{source.batches_per_epoch:,} batches an epoch, {source.padding_share:.1%} of their positions padding"
     ]
-    for name, tokens in (("trained on", texts.train), ("held out", texts.valid)):
+    for name, tokens in (("to be trained on", texts.train), ("to be held out", texts.valid)):
         if tokens.left_out:
             first = tokens.left_out[0]
             lines.append(
-                f"{len(tokens.left_out):,} pairs to be {name} were left out, the first, {first.where}: {first.reason}; "
+                f"{len(tokens.left_out):,} pairs {name} were left out, the first, {first.where}: {first.reason}; "
                 f"all are listed in {run / 'left-out.tsv'}"
             )
-    for side, unknown in texts.valid.unknown._asdict().items():
-        if unknown:
-            shown = ", ".join(repr(text) for text, _ in unknown.most_common(5))
-            lines.append(
-                f"held-out {side}s hold what training has not: {shown} ({len(unknown)} in all); read as unknown"
-            )
+        lines += told_of_unknown(tokens, name)
+    if 0 < len(task.asked) < task.held_out_sources:
+        lines.append(
+            f"answers are judged of the first {len(task.asked):,} of {task.held_out_sources:,} held-out sources "
+            "(training.evaluate_sources), greedily; the loss is of all"
+        )
     return lines
 
 

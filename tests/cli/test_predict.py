@@ -284,7 +284,12 @@ SHORTER = "require less, or allow a greater length"
         ),
         (
             "--input words.txt --require Q",
-            "generation.required: 'Q' holds what the model has never written: 'Q'; leave that out",
+            "generation.required (--require): 'Q' holds what is not in the vocabulary: 'Q'; leave that out",
+        ),
+        (
+            "--input words.txt --prefix ABC --ban BC",
+            "generation.prefix (--prefix): 'ABC' holds 'BC', which generation.banned (--ban) forbids; leave one of "
+            "them out",
         ),
         (
             "--input words.txt --prefix ABC --max-length 2",

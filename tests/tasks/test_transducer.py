@@ -11,7 +11,7 @@ import torch
 from throughtime.data import Tokenizer
 from throughtime.data.pairs import TextsSource
 from throughtime.decoding.search_config import SearchConfig
-from throughtime.errors import DataError
+from throughtime.errors import ConfigError, DataError
 from throughtime.models import EncoderDecoder, EncoderDecoderConfig
 from throughtime.tasks.pair_texts import PairTokenizers
 from throughtime.tasks.transducer import Transducer
@@ -66,3 +66,53 @@ def test_more_answers_do_not_widen_the_beam() -> None:
     assert [answer.text for answer in greedy.answers] == ["", "c", "cc", "ccc"]
     (wide,) = transducer(beam=4, n_best=4, max_length=8).answer(["abc"])
     assert sorted(answer.text for answer in wide.answers) == ["", "a", "b", "c"]
+
+
+# -- what answers hold, and what they do not ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("search", "told"),
+    [
+        (
+            {"prefix": "abc", "banned": ["bc"]},
+            "generation.prefix (--prefix): 'abc' holds 'bc', which generation.banned (--ban) forbids; leave one of "
+            "them out",
+        ),
+        (
+            {"required": ["a"], "banned": ["a"]},
+            "generation.required (--require): 'a' holds 'a', which generation.banned (--ban) forbids; leave one of "
+            "them out",
+        ),
+        (
+            {"required": ["abab"], "no_repeat_ngram": 2},
+            "generation.required (--require): 'abab' holds 'ab' twice, which generation.no_repeat_ngram "
+            "(--no-repeat-ngram) = 2 forbids; shorten the text, or set that to 0",
+        ),
+        (
+            {"required": ["ax"]},
+            "generation.required (--require): 'ax' holds what is not in the vocabulary: 'x'; leave that out",
+        ),
+        ({"prefix": "q"}, "generation.prefix (--prefix): 'q' holds what is not in the vocabulary: 'q'; leave that out"),
+        (
+            {"banned": [""]},
+            "generation.banned (--ban): expected a text of at least one token, got ''; leave it out",
+        ),
+        (
+            {"attention": "none", "coverage_penalty": 0.2},
+            "generation.coverage_penalty (--coverage-penalty): expected a model with attention, got one without "
+            '(model.attention = "none"); set it to 0',
+        ),
+    ],
+)
+def test_what_cannot_be_held_is_told_in_texts(search: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        transducer(**search)
+    assert str(caught.value) == told
+
+
+def test_all_contradictions_are_told_at_once() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'abc' holds 'b', which .*; .*'abc' holds 'c', which .*; .*'c' holds 'c', wh"
+    ):
+        transducer(required=["abc", "c"], banned=["b", "c"])

@@ -90,7 +90,8 @@ def predict(
 
     One line for each source: its best answer; an empty one for an empty source. With --n-best or --scores one line for
     each answer: number of the source, rank, log p in nats, answer, with tabs between them; the answer to an empty
-    source has no score. Line ends within an answer are written \\n and \\r, tabs \\t; with --json texts are as they are.
+    source has no score. Line ends within an answer are written \\n and \\r, tabs \\t; with --json texts are as they
+    are.
 
     --output FILE is replaced once all is answered. Options that are not given are those of [generation] in the run's
     config.toml; --prefix, --require and --ban are split as the targets were trained on.

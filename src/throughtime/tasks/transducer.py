@@ -18,6 +18,7 @@ from throughtime.decoding import given
 from throughtime.decoding.beam import beam_search
 from throughtime.decoding.ensemble import Ensemble
 from throughtime.decoding.hypotheses import Hypotheses
+from throughtime.decoding.phrases import holds
 from throughtime.decoding.search import Search
 from throughtime.decoding.search_config import SearchConfig
 from throughtime.errors import ConfigError
@@ -67,8 +68,19 @@ class Answered(NamedTuple):
     cut: int
 
 
+# What a key of [generation] is called on the command line, where it is not the same word.
+_OPTIONS = {"required": "require", "banned": "ban"}
+
 _EMPTY = Answer("", 0.0, 0.0, True, (), (), None)
 _NOTHING = np.empty(0, np.int64)
+
+
+class _Phrase(NamedTuple):
+    """What answers must or must not hold: under which key of [generation], as a text, and as tokens of the target."""
+
+    key: str
+    text: str
+    ids: tuple[int, ...]
 
 
 class Transducer:
@@ -79,7 +91,8 @@ class Transducer:
     answers with the unknown token.
 
     Raises:
-        ConfigError: what answers must or must not hold is empty, or the target's vocabulary lacks it.
+        ConfigError: what answers must or must not hold is empty, or the target's vocabulary lacks it; they must hold
+            what they must not; a coverage penalty, and a model without attention.
     """
 
     def __init__(
@@ -95,14 +108,19 @@ class Transducer:
         self.config = config
         self.max_source_length = max_source_length
         unknown = tokenizers.target.unknown_id
+        banned, required = self._phrases("banned", config.banned), self._phrases("required", config.required)
+        prefix = self._phrases("prefix", [config.prefix] if config.prefix else [])
+        faults = [*self._contradictions([*required, *prefix], banned), *self._lacking()]
+        if faults:
+            raise ConfigError("; ".join(faults))
         self._search = Search(
             length_penalty=config.length_penalty,
             coverage_penalty=config.coverage_penalty,
             minimum_length=config.minimum_length,
             no_repeat_ngram=config.no_repeat_ngram,
-            banned=[*self._phrases("banned", config.banned), *([] if unknown is None else [(unknown,)])],
-            required=self._phrases("required", config.required),
-            prefix=next(iter(self._phrases("prefix", [config.prefix] if config.prefix else [])), ()),
+            banned=[*(phrase.ids for phrase in banned), *([] if unknown is None else [(unknown,)])],
+            required=[phrase.ids for phrase in required],
+            prefix=prefix[0].ids if prefix else (),
         )
         self._unknown_source = tokenizers.source.unknown_id
         self._source_names, self._target_names = _Names(tokenizers.source), _Names(tokenizers.target)
@@ -199,7 +217,7 @@ class Transducer:
             answers.append(tuple(own))
         return answers
 
-    def _phrases(self, key: str, texts: Sequence[str]) -> list[tuple[int, ...]]:
+    def _phrases(self, key: str, texts: Sequence[str]) -> list[_Phrase]:
         """Texts as tokens of the target.
 
         Raises:
@@ -209,16 +227,44 @@ class Transducer:
         for text in texts:
             ids = tuple(target.encode(text).tolist())
             if not ids:
-                raise ConfigError(
-                    f"generation.{key}: expected a text of at least one token, got {text!r}; leave it out"
-                )
+                raise ConfigError(f"{_key(key)}: expected a text of at least one token, got {text!r}; leave it out")
             if target.unknown_id in ids and key != "banned":
                 lacking = ", ".join(map(repr, target.codec.unknown(text)))
                 raise ConfigError(
-                    f"generation.{key}: {text!r} holds what the model has never written: {lacking}; leave that out"
+                    f"{_key(key)}: {text!r} holds what is not in the vocabulary: {lacking}; leave that out"
                 )
-            phrases.append(ids)
+            phrases.append(_Phrase(key, text, ids))
         return phrases
+
+    def _contradictions(self, wanted: Sequence[_Phrase], banned: Sequence[_Phrase]) -> Iterator[str]:
+        """What answers must hold and must not: what `Search` finds too, but would tell in ids."""
+        size = self.config.no_repeat_ngram
+        for key, text, ids in wanted:
+            for other in banned:
+                if holds(ids, other.ids):
+                    yield (
+                        f"{_key(key)}: {text!r} holds {other.text!r}, which {_key('banned')} forbids; leave one of "
+                        "them out"
+                    )
+            ngrams = [ids[start : start + size] for start in range(len(ids) - size + 1)] if size else []
+            for ngram in sorted({ngram for ngram in ngrams if ngrams.count(ngram) > 1}):
+                yield (
+                    f"{_key(key)}: {text!r} holds {self.tokenizers.target.decode(ngram)!r} twice, which "
+                    f"{_key('no_repeat_ngram')} = {size} forbids; shorten the text, or set that to 0"
+                )
+
+    def _lacking(self) -> Iterator[str]:
+        """What the search needs and the models have not."""
+        if self.config.coverage_penalty and any(model.config.attention == "none" for model in self.models):
+            yield (
+                f"{_key('coverage_penalty')}: expected a model with attention, got one without "
+                '(model.attention = "none"); set it to 0'
+            )
+
+
+def _key(name: str) -> str:
+    """A key of [generation], as errors name it: to whoever wrote a configuration, and to whoever typed an option."""
+    return f"generation.{name} (--{_OPTIONS.get(name, name).replace('_', '-')})"
 
 
 class _Names:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 from throughtime.errors import ConfigError, DataError, RunFolderError, UsageError
@@ -407,6 +408,42 @@ def test_pairs_of_one_source_are_one_question(run: Path, tmp_path: Path) -> None
     assert results["exact_match"] == pytest.approx(2 / 3)
     assert results["token_error_rate"] == pytest.approx(1 / 7)
     assert results["perplexity"] == pytest.approx(2.718281828 ** results["loss"], rel=1e-5)
+
+
+def test_an_evaluation_is_of_whole_sources(run: Path, tmp_path: Path) -> None:
+    """As in training: there is no loss of one source beside an answer to another."""
+    pairs = write_pairs(tmp_path / "test.tsv", ["abcabcabcabc"])
+    asked: list[Answered] = []
+    transduce.evaluate(run, [str(pairs)], answered=lambda found, references: asked.append(found))
+    (found,) = asked
+    assert (len(found.tokens), found.cut) == (12, 0)
+
+
+def test_what_an_evaluation_left_out_or_read_as_unknown_is_told(tmp_path: Path) -> None:
+    vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "</s>": 2, "?": 3}, unk_token="?"))
+    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    vocabulary.add_special_tokens(["</s>"])
+    vocabulary.save(str(tmp_path / "tokenizer.json"))
+    pairs, told = tmp_path / "test.tsv", list[str]()
+    pairs.write_text("a\tb\nb\ta\na b\tb b\n")
+    level = str(tmp_path / "tokenizer.json")
+    data = {"paths": [str(pairs)], "source_tokenizer": level, "target_tokenizer": level}
+    train(tmp_path / "run", *FEW_STEPS, data=data)
+    pairs.write_text("a\ta\n</s>\ta\nqq b\tb q\nb\t</s>\nqq\tb\n")
+    results = transduce.evaluate(tmp_path / "run", [str(pairs)], tell=told.append)
+    assert (results["sources"], results["pairs"], results["left_out"]) == (3, 3, 2)
+    assert told == [
+        f"{pairs}:2: left out: source spells out </s>, which is the border of its vocabulary",
+        f"{pairs}:4: left out: target spells out </s>, which is the border of its vocabulary",
+        "2 of 3 sources to be evaluated (66.7%) hold what is not in the vocabulary, the first, "
+        f"{pairs}:3: 'qq' (2); read as unknown",
+        "1 of 3 targets to be evaluated (33.3%) hold what is not in the vocabulary, the first, "
+        f"{pairs}:3: 'q' (1); read as unknown",
+    ]
+    pairs.write_text("a\t</s>\n")
+    all_left_out = f"{pairs}:1: left out: target spells out </s>, .*, and so are all of the 1 pairs; give others"
+    with pytest.raises(DataError, match=all_left_out):
+        transduce.evaluate(tmp_path / "run", [str(pairs)])
 
 
 def test_the_metrics_and_the_reading_of_an_evaluation(run: Path, tmp_path: Path) -> None:

@@ -298,11 +298,14 @@ def evaluate(
     reading: Mapping[str, Any] | None = None,
     answered: Callable[[Answered, Sequence[str]], None] | None = None,
     together: Sequence[Path] = (),
+    tell: Tell | None = None,
     **search: Any,
 ) -> dict[str, Any]:
     """How well a run's model answers the sources of `data`: loss, and metrics of its best answers.
 
-    With other runs that answer `together` with it, as of `transducer`, there are the metrics alone.
+    Both are of whole sources, however long, and of the same pairs: those that are left out have no part in either.
+    `tell` is handed which these are, line by line, and what is read as unknown. With other runs that answer `together`
+    with it, as of `transducer`, there are the metrics alone.
 
     Pairs with one source are one question with several right answers. `metrics` and `search` (keys of [generation])
     are the run's own where they are not given, and so is how files are read, but for the keys of [data] in `reading`:
@@ -312,23 +315,28 @@ def evaluate(
     Raises:
         ConfigError: keys of a search or of the reading that are unknown or out of range.
         RunFolderError, CheckpointError: see `load`.
-        DataError: pairs that cannot be read.
+        DataError: pairs that cannot be read, or are all left out.
         UsageError: there is no metric of a name.
     """
     model, tokenizers, config = load(run)
     check_metrics(metrics or ())
     pairs = given_pairs(config.data, data, reading or {})
     tokens = PairTokens(pairs, tokenizers.source, tokenizers.target)
+    left_out = [f"{pair.where}: left out: {pair.reason}" for pair in tokens.left_out]
+    if not len(tokens):
+        raise DataError(f"{left_out[0]}, and so are all of the {len(pairs):,} pairs; give others")
+    for line in [*left_out, *told_of_unknown(tokens, "to be evaluated")] if tell is not None else ():
+        tell(line)
     chosen = validate(SearchConfig, {**config.generation.model_dump(), **search}, where="search")
     models = [model, *(_of_same_vocabularies(other, tokenizers, run) for other in together)]
-    ask = Transducer(models, tokenizers, chosen, max_source_length=config.data.max_length)
-    questions = _by_source(pairs)
+    ask = Transducer(models, tokenizers, chosen)
+    questions = _by_source([pairs[index] for index in tokens.kept])
     judged = _judged(ask, questions, answered)
     return {
         **({} if together else _loss(model, tokens)),
         **measured(metrics or chosen.metrics, judged, tokenizers.target),
         "sources": len(questions),
-        "pairs": len(pairs),
+        "pairs": len(tokens),
         "left_out": len(tokens.left_out),
     }
 

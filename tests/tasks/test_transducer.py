@@ -116,3 +116,24 @@ def test_all_contradictions_are_told_at_once() -> None:
         ConfigError, match=r"'abc' holds 'b', which .*; .*'abc' holds 'c', which .*; .*'c' holds 'c', wh"
     ):
         transducer(required=["abc", "c"], banned=["b", "c"])
+
+
+def test_a_banned_text_is_banned_with_a_space_before_it_and_without() -> None:
+    words = Tokenizer.train("bpe", TextsSource(["a bat sat", "the bat", "bat"] * 5, "words"), vocabulary_size=300)
+    (bare,), (spaced,) = words.encode("bat"), words.encode(" bat")
+    assert bare != spaced
+    model = untrained(words)
+    with torch.no_grad():
+        model.readout.bias_ho[[bare, spaced]] += 20.0
+
+    def texts(**search: Any) -> str:
+        config = SearchConfig(max_length=3, n_best=5, **search)
+        (found,) = Transducer(model, PairTokenizers(LETTERS, words), config).answer(["abc"])
+        return "|".join(answer.text for answer in found.answers)
+
+    assert "bat" in texts()
+    with pytest.raises(ConfigError) as caught:
+        texts(required=["bat bat"], banned=["bat"])
+    assert str(caught.value).count("leave one of them out") == 1
+    for banned in ("bat", " bat"):
+        assert "bat" not in texts(banned=[banned])

@@ -76,10 +76,19 @@ def predict(
     prefix: Annotated[str | None, typer.Option(help="What every answer begins with.", metavar="TEXT")] = None,
     require: Annotated[
         list[str] | None,
-        typer.Option(help="What every answer holds; several may follow one --require.", metavar="TEXT..."),
+        typer.Option(
+            help="What every answer holds; several may follow one --require. Of BPE, with a space first where it is to "
+            "stand behind another word.",
+            metavar="TEXT...",
+        ),
     ] = None,
     ban: Annotated[
-        list[str] | None, typer.Option(help="What no answer holds; several may follow one --ban.", metavar="TEXT...")
+        list[str] | None,
+        typer.Option(
+            help="What no answer holds; several may follow one --ban. Of BPE, with a space before it and without, but "
+            "not as a part of longer tokens.",
+            metavar="TEXT...",
+        ),
     ] = None,
     source_column: Annotated[str | None, typer.Option(help="Column of the sources. [default: source]")] = None,
     errors: Annotated[

@@ -24,8 +24,10 @@ class SearchConfig(Section):
     )
     no_repeat_ngram: int = Field(0, ge=0, description="no run of this many tokens comes twice in an answer; 0: off")
     prefix: str = Field("", description="what every answer begins with")
-    required: list[str] = Field(default=[], description="what every answer holds, each of them, in any order")
-    banned: list[str] = Field(default=[], description="what no answer holds")
+    required: list[str] = Field(
+        default=[], description="what every answer holds, in any order, as the tokens that each is split into"
+    )
+    banned: list[str] = Field(default=[], description="what no answer holds, as the tokens that each is split into")
     metrics: list[Literal["exact_match", "token_error_rate", "bleu", "chrf"]] = Field(
         default=["exact_match", "token_error_rate"],
         description="how answers are judged: the share that is right, Levenshtein distance per token, BLEU, chrF",

@@ -68,6 +68,9 @@ class Answered(NamedTuple):
     cut: int
 
 
+# Kinds of vocabularies that may have "bat" and " bat" as two tokens.
+_SPACE_IN_TOKENS = ("bpe", "file")
+
 # What a key of [generation] is called on the command line, where it is not the same word.
 _OPTIONS = {"required": "require", "banned": "ban"}
 
@@ -89,6 +92,10 @@ class Transducer:
     An empty source, or one of white space alone, has the empty answer. What the vocabulary lacks is read as unknown, a
     source longer than `max_source_length` tokens is cut there, and both are told with the answer. The model never
     answers with the unknown token.
+
+    What answers must or must not hold counts as the tokens that it is split into, in a row. The same letters may come
+    about from other tokens: of BPE, a banned text is banned with a space before it and without, but not within another
+    token; a required one is met as it was given, with a space where one was given.
 
     Raises:
         ConfigError: what answers must or must not hold is empty, or the target's vocabulary lacks it; they must hold
@@ -112,7 +119,7 @@ class Transducer:
         prefix = self._phrases("prefix", [config.prefix] if config.prefix else [])
         faults = [*self._contradictions([*required, *prefix], banned), *self._lacking()]
         if faults:
-            raise ConfigError("; ".join(faults))
+            raise ConfigError("; ".join(dict.fromkeys(faults)))  # two forms of a text may break one rule
         self._search = Search(
             length_penalty=config.length_penalty,
             coverage_penalty=config.coverage_penalty,
@@ -233,8 +240,15 @@ class Transducer:
                 raise ConfigError(
                     f"{_key(key)}: {text!r} holds what is not in the vocabulary: {lacking}; leave that out"
                 )
-            phrases.append(_Phrase(key, text, ids))
+            forms = self._forms(text) if key == "banned" else [ids]
+            phrases += [_Phrase(key, text, form) for form in forms]
         return phrases
+
+    def _forms(self, text: str) -> list[tuple[int, ...]]:
+        """A text as tokens, and where a space before it is part of its first token, with such a space and without."""
+        target, bare = self.tokenizers.target, text.removeprefix(" ")
+        texts = (bare, f" {bare}") if bare and target.kind in _SPACE_IN_TOKENS else (text,)
+        return list(dict.fromkeys(tuple(target.encode(form).tolist()) for form in texts))
 
     def _contradictions(self, wanted: Sequence[_Phrase], banned: Sequence[_Phrase]) -> Iterator[str]:
         """What answers must hold and must not: what `Search` finds too, but would tell in ids."""

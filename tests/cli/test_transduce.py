@@ -176,6 +176,7 @@ def test_an_evaluation_of_columns_and_of_parallel_files(call: Call, trained: Pat
 
 ASKED = "run folder {run}: a model of pairs is evaluated on pairs; name them with --data, or two parallel files with "
 ASKED += "--source and --target"
+BOTH = "evaluate: expected --data PATH... or two parallel files (--source, --target), got both; leave one out"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,8 @@ ASKED += "--source and --target"
         ("--data pairs.tsv --column text", "evaluate: --column is for text; name --source-column and --target-column"),
         ("", ASKED),
         ("--source pairs.tsv", ASKED),
-        ("--data pairs.tsv --source pairs.tsv --target pairs.tsv", ASKED),
+        ("--data pairs.tsv --source pairs.tsv --target pairs.tsv", BOTH),
+        ("--data pairs.tsv --target pairs.tsv", BOTH),
     ],
 )
 def test_mistakes_of_an_evaluation(call: Call, trained: Path, pairs: Path, given: str, told: str) -> None:

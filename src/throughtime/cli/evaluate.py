@@ -93,7 +93,11 @@ def _of_pairs(run: Path, data: list[str] | None, options: dict[str, Any]) -> Map
     source, target, together = (options.pop(name, None) for name in ("source", "target", "with"))
     keys = ("source_column", "target_column", "errors")
     reading: dict[str, Any] = {name: options.pop(name) for name in keys if name in options}
-    if (source is None) != (target is None) or (source is None) == (not data):
+    if data and (source is not None or target is not None):
+        raise UsageError(
+            "evaluate: expected --data PATH... or two parallel files (--source, --target), got both; leave one out"
+        )
+    if not data and (source is None or target is None):
         raise UsageError(
             f"run folder {run}: a model of pairs is evaluated on pairs; name them with --data, or two parallel files "
             "with --source and --target"

@@ -372,6 +372,26 @@ def test_the_constant_of_scheduled_sampling_fits_its_decay(tmp_path: Path) -> No
     assert TransduceTraining.model_validate({"sampling_decay": "exponential"}).sampling_k == 1000.0
 
 
+def test_targets_that_a_model_of_predicted_lengths_cannot_write(tmp_path: Path) -> None:
+    keys = (*FEW_STEPS, "model.stop=predicted_length", "model.max_length=3", "training.max_steps=1")
+    pairs = write_pairs(tmp_path / "train.tsv", [*SOURCES[:39], "abca", "abc"])
+    short, long = write_pairs(tmp_path / "short.tsv", ["acb"]), write_pairs(tmp_path / "long.tsv", ["a", "abcb"])
+    told: list[str] = []
+    data = {"paths": [str(pairs)], "valid": [str(short)]}
+    transduce.train(tmp_path / "run", data=data, overrides=[*KEYS, *keys], tell=told.append)
+    assert told[0].startswith("40 pairs to train on, 1 held out; ")
+    assert (tmp_path / "run" / "left-out.tsv").read_text() == f"{pairs}:40\ttarget of 4 tokens, at most 3\tabca\n"
+    refused = r"long.tsv:2: target of 4 tokens, expected at most 3, which is all .* \(model.max_length\); train with"
+    with pytest.raises(DataError, match=refused):
+        train(tmp_path / "other", *keys, data=data | {"valid": [str(long)]})
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(DataError, match=refused):
+        transduce.evaluate(tmp_path / "run", [str(long)])
+    all_long = {"paths": [str(write_pairs(tmp_path / "all.tsv", ["abca"]))], "valid": [str(short)]}
+    with pytest.raises(DataError, match=r"all of the 1 pairs were left out, .*; raise data.max_length or model.max_le"):
+        train(tmp_path / "other", *keys, data=all_long)
+
+
 def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
     data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))], "target_tokenizer": "syllables"}
     with pytest.raises(

@@ -144,23 +144,32 @@ class PairTokens:
 
     source, target: the ids of either side, in the smallest type that holds its vocabulary.
     kept: the number, from 0, among the pairs given of each that was kept.
-    left_out: the pairs with more than `max_length` tokens on a side, or none, or with the border's own id in them.
+    left_out: the pairs with more than `max_length` tokens on a side, or a target of more than `max_target_length`, or
+        none, or with the border's own id in them.
     unknown: what the vocabularies lack, of the pairs that were kept; it has become the unknown id.
     unknown_texts: the texts that hold it, of the side "source" and of "target".
 
     Raises:
-        UsageError: `max_length` is below one token.
+        UsageError: a greatest length is below one token.
     """
 
     def __init__(
-        self, pairs: Iterable[Pair], source: Tokenizer, target: Tokenizer, *, max_length: int | None = None
+        self,
+        pairs: Iterable[Pair],
+        source: Tokenizer,
+        target: Tokenizer,
+        *,
+        max_length: int | None = None,
+        max_target_length: int | None = None,
     ) -> None:
-        if max_length is not None and max_length < 1:
-            raise UsageError(f"PairTokens: max_length must be at least 1 token, got {max_length}")
+        for name, length in (("max_length", max_length), ("max_target_length", max_target_length)):
+            if length is not None and length < 1:
+                raise UsageError(f"PairTokens: {name} must be at least 1 token, got {length}")
+        of_target = min((length for length in (max_length, max_target_length) if length is not None), default=None)
         self.left_out: list[LeftOut] = []
         self.unknown = Unknown(Counter(), Counter())
         self.unknown_texts = {"source": UnknownTexts(), "target": UnknownTexts()}
-        sides = (_Side("source", source, max_length), _Side("target", target, max_length))
+        sides = (_Side("source", source, max_length), _Side("target", target, of_target))
         parts: list[tuple[Numbers, Ragged, Ragged]] = []
         remaining, start = iter(pairs), 0
         while block := list(islice(remaining, _BLOCK)):

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from throughtime.configuration import validate
 from throughtime.data.pair_batches import PairTokens
 from throughtime.data.pair_config import PairsConfig
@@ -69,26 +71,48 @@ def given_pairs(config: PairsConfig, paths: Sequence[str], reading: Mapping[str,
     return list(_pairs(chosen.paths, chosen.source, chosen.target, chosen))
 
 
-def prepare_pairs(config: PairsConfig, tokenizers: PairTokenizers | None = None) -> PairTexts:
+def prepare_pairs(
+    config: PairsConfig, tokenizers: PairTokenizers | None = None, *, max_target_length: int | None = None
+) -> PairTexts:
     """Read, split and tokenize the pairs of a configuration, with given tokenizers or those that it asks for.
 
+    max_target_length: the longest target, in tokens, that the model can write; None where it has no such limit.
+
     Raises:
-        DataError: pairs that cannot be read, or all too long.
+        DataError: pairs that cannot be read, or all too long; a held-out target that the model cannot write.
     """
     train, held_out = read_configured(config)
     used = tokenizers or find_tokenizers(config, train)
-    tokens = PairTokens(train, used.source, used.target, max_length=config.max_length)
+    tokens = PairTokens(
+        train, used.source, used.target, max_length=config.max_length, max_target_length=max_target_length
+    )
     if not len(tokens):
         first = tokens.left_out[0]
         raise DataError(
             f"data: all of the {len(train)} pairs were left out, the first, {first.where}: {first.reason}; "
-            "raise data.max_length"
+            f"raise data.max_length{'' if max_target_length is None else ' or model.max_length'}"
         )
     # What is held out is never left out for its length: results must be of all of it.
     valid = PairTokens(held_out, used.source, used.target)
     if not len(valid):
         raise DataError("data: no pair to hold out could be made into tokens; give other held-out pairs")
+    refuse_longer_targets(held_out, valid, max_target_length)
     return PairTexts(used, tokens, valid, [held_out[index] for index in valid.kept])
+
+
+def refuse_longer_targets(pairs: Sequence[Pair], tokens: PairTokens, max_target_length: int | None) -> None:
+    """Nothing, where the model can write all targets of `tokens`, which are those of `pairs`.
+
+    Raises:
+        DataError: it has no probability for one of them, whose loss would be infinite.
+    """
+    if max_target_length is not None and len(longer := np.flatnonzero(tokens.target.lengths > max_target_length)):
+        first = longer[0]
+        raise DataError(
+            f"{pairs[tokens.kept[first]].where}: target of {tokens.target.lengths[first]} tokens, expected at most "
+            f"{max_target_length}, which is all that a model of predicted lengths can write (model.max_length); "
+            "train with a greater one, or take the pair out"
+        )
 
 
 def find_tokenizers(config: PairsConfig, pairs: list[Pair]) -> PairTokenizers:

@@ -27,6 +27,7 @@ from throughtime.tasks.pair_texts import (
     absolute,
     given_pairs,
     prepare_pairs,
+    refuse_longer_targets,
     told_of_unknown,
 )
 from throughtime.tasks.runs import begun, check_kept, configured, trained
@@ -145,7 +146,9 @@ def train_configured(config: TransduceConfiguration, run: Path, *, resume: bool 
         # Now, and not after minutes with many pairs.
         distribution.on_main(lambda: _check_kept(run, config) if resume else RunFolder.check_free(run))
         again = resume and begun(RunFolder.open(run, NAME))
-        texts = prepare_pairs(config.data, _tokenizers(run) if again else None)
+        texts = prepare_pairs(
+            config.data, _tokenizers(run) if again else None, max_target_length=config.max_target_length
+        )
         target = texts.tokenizers.target
         model = EncoderDecoder(
             EncoderDecoderConfig(
@@ -325,6 +328,8 @@ def evaluate(
     left_out = [f"{pair.where}: left out: {pair.reason}" for pair in tokens.left_out]
     if not len(tokens):
         raise DataError(f"{left_out[0]}, and so are all of the {len(pairs):,} pairs; give others")
+    if not together:
+        refuse_longer_targets(pairs, tokens, config.max_target_length)
     for line in [*left_out, *told_of_unknown(tokens, "to be evaluated")] if tell is not None else ():
         tell(line)
     chosen = validate(SearchConfig, {**config.generation.model_dump(), **search}, where="search")

@@ -84,6 +84,11 @@ class TransduceConfiguration(BaseModel):
         default_factory=SearchConfig, description="How answers are searched when a command does not say."
     )
 
+    @property
+    def max_target_length(self) -> int | None:
+        """The longest target, in tokens, that the model can write; None where its `stop` sets no limit."""
+        return self.model.max_length if self.model.stop == "predicted_length" else None
+
     def toml(self) -> str:
         """The complete, commented, re-runnable config.toml."""
         return to_toml(self, heading=_HEADING)

@@ -165,6 +165,17 @@ def test_an_evaluation_of_pairs(call: Call, trained: Path, pairs: Path) -> None:
     ]  # fmt: skip
 
 
+def test_an_evaluation_says_what_it_read_as_unknown(call: Call, trained: Path) -> None:
+    Path("pairs.tsv").write_text("axc\tcxa\nb\tb\n")
+    called = call("evaluate", trained, "--data", "pairs.tsv", "--json")
+    assert json.loads(called.out)["left_out"] == 0
+    told: list[str] = []
+    transduce.evaluate(trained, ["pairs.tsv"], tell=told.append)
+    assert called.err.splitlines() == told
+    assert all("'x'" in line for line in told)
+    assert told
+
+
 def test_an_evaluation_of_columns_and_of_parallel_files(call: Call, trained: Path) -> None:
     Path("pairs.csv").write_text("from,to\nabc,cba\nb,b\n")
     Path("source.txt").write_text("abc\nb\n")

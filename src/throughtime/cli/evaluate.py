@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from throughtime.cli.output import write, write_json
+from throughtime.cli.output import note, write, write_json
 from throughtime.errors import RunFolderError, UsageError
 
 
@@ -106,7 +106,7 @@ def _of_pairs(run: Path, data: list[str] | None, options: dict[str, Any]) -> Map
         reading |= {"source": source, "target": target}
     from throughtime.tasks import transduce
 
-    return transduce.evaluate(run, data or [], reading=reading, together=together or [], **options)
+    return transduce.evaluate(run, data or [], reading=reading, together=together or [], tell=note, **options)
 
 
 def _of_text(run: Path, data: list[str], column: str | None, errors: Any) -> Mapping[str, Any]:

@@ -15,11 +15,15 @@ _SHOWN = 5
 
 def as_line(found: Answered) -> str:
     """The best answer, on one line."""
+    from throughtime.data.pairs import escaped
+
     return (escaped(found.answers[0].text) if found.answers else "") + "\n"
 
 
 def as_table(number: int, found: Answered) -> str:
     """A line for each answer: number of the source, rank, score, text; the answer to an empty source has no score."""
+    from throughtime.data.pairs import escaped
+
     return "".join(
         f"{number}\t{rank}\t{f'{answer.score:.4f}' if found.tokens else ''}\t{escaped(answer.text)}\n"
         for rank, answer in enumerate(found.answers, start=1)
@@ -41,11 +45,6 @@ def plain(found: Answered) -> dict[str, Any]:
         "unknown": list(found.unknown),
         "cut": found.cut,
     }
-
-
-def escaped(text: str) -> str:
-    r"""A text on one line and in one field: a line end is \n or \r, a tab \t."""
-    return text.replace("\n", r"\n").replace("\r", r"\r").replace("\t", r"\t")
 
 
 class Tally:

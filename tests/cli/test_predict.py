@@ -167,6 +167,13 @@ def test_an_answer_stays_on_its_line(call: Call, tmp_path: Path) -> None:
     assert [found["answers"][0]["text"] for found in texts] == ["a\tb\nc\r"] * 2
 
 
+def test_help_promises_no_defaults_but_those_of_the_run(call: Call) -> None:
+    told = " ".join(call("predict", "--help").out.split())
+    for option in ("beam", "n-best", "max-length", "minimum-length", "length-penalty", "coverage-penalty"):
+        about = told.partition(f" --{option} ")[2].partition(" --")[0]
+        assert re.search(r"\[default: [^\]]*\]", about).group() == "[default: as in training]", option  # type: ignore[union-attr]
+
+
 # -- where it comes from and goes to -----------------------------------------------------------------------------------
 
 

@@ -51,24 +51,31 @@ def predict(
         ),
     ] = None,
     beam: Annotated[
-        int | None, typer.Option(help="Beginnings kept at each step; 1: greedy. [default: 5]", min=1)
+        int | None, typer.Option(help="Beginnings kept at each step; 1: greedy. [default: as in training]", min=1)
     ] = None,
     n_best: Annotated[
-        int | None, typer.Option(help="Answers for each source; the beam is not widened for them. [default: 1]", min=1)
+        int | None,
+        typer.Option(
+            help="Answers for each source; the beam is not widened for them. [default: as in training]", min=1
+        ),
     ] = None,
     scores: Annotated[bool, typer.Option("--scores", help="Each answer with its log p; see below.")] = False,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line for each source, with the scores of all tokens.")
     ] = False,
-    max_length: Annotated[int | None, typer.Option(help="Tokens of an answer, at most. [default: 200]", min=0)] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of an answer, at most. [default: as in training]", min=0)
+    ] = None,
     minimum_length: Annotated[
-        int | None, typer.Option(help="Tokens of an answer, at least. [default: 0]", min=0)
+        int | None, typer.Option(help="Tokens of an answer, at least. [default: as in training]", min=0)
     ] = None,
     length_penalty: Annotated[
-        float | None, typer.Option(help="Above 0, long answers lose less by their length (GNMT). [default: 0]")
+        float | None,
+        typer.Option(help="Above 0, long answers lose less by their length (GNMT). [default: as in training]"),
     ] = None,
     coverage_penalty: Annotated[
-        float | None, typer.Option(help="Above 0, answers lose by what they leave out (GNMT). [default: 0]")
+        float | None,
+        typer.Option(help="Above 0, answers lose by what they leave out (GNMT). [default: as in training]"),
     ] = None,
     no_repeat_ngram: Annotated[
         int | None, typer.Option(help="No run of so many tokens comes twice in an answer; 0: off.", min=0)

@@ -16,6 +16,7 @@ from throughtime.data.pair_config import PairsConfig
 from throughtime.data.pairs import Pair, TextsSource, read_pairs, read_parallel, split_by_source
 from throughtime.data.tokenizers import KINDS, Tokenizer
 from throughtime.errors import DataError
+from throughtime.tasks.runs import STANDARD_INPUT
 
 _KINDS = tuple(kind for kind in KINDS if kind != "file")
 # Which sources are held out must not hang on the seed of the training.
@@ -100,6 +101,12 @@ def prepare_pairs(
     return PairTexts(used, tokens, valid, [held_out[index] for index in valid.kept])
 
 
+def names(config: PairsConfig) -> list[str]:
+    """All that a configuration names to read pairs from."""
+    single = (config.source, config.target, config.valid_source, config.valid_target)
+    return [*config.paths, *config.valid, *(name for name in single if name is not None)]
+
+
 def refuse_longer_targets(pairs: Sequence[Pair], tokens: PairTokens, max_target_length: int | None) -> None:
     """Nothing, where the model can write all targets of `tokens`, which are those of `pairs`.
 
@@ -152,7 +159,7 @@ def absolute(config: PairsConfig) -> PairsConfig:
     """The same pairs, named so that they are found from every working folder."""
 
     def place(path: str) -> str:
-        return path if path == "-" else str(Path(path).expanduser().absolute())
+        return path if path == STANDARD_INPUT else str(Path(path).expanduser().absolute())
 
     update: dict[str, object] = {name: [place(path) for path in getattr(config, name)] for name in ("paths", "valid")}
     for name in ("source", "target", "valid_source", "valid_target"):

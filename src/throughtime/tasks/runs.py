@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
 from throughtime.configuration import apply_overrides, read_toml, validate
-from throughtime.errors import ConfigError, RunFolderError
+from throughtime.errors import ConfigError, DataError, RunFolderError
 from throughtime.training.run_folder import RunFolder
 
 Configuration = TypeVar("Configuration", bound=BaseModel)
+
+STANDARD_INPUT = "-"
 
 # Keys of [model] that play a part in training alone, or say who computes: a run may go on with others.
 _MAY_CHANGE = frozenset({
@@ -87,6 +91,31 @@ def check_kept(run: Path, task: str, *, model: BaseModel, data: BaseModel, vocab
                        if was[key] != now[key]]:  # fmt: skip
             kept = "model" if name == "model" else "vocabulary"
             raise ConfigError(f"{'; '.join(changed)}; a run keeps its {kept}: train into another --run")
+
+
+@contextmanager
+def reading(names: Collection[str | None], *, again: bool, processes: int) -> Iterator[None]:
+    """A block in which the data of a run are read, those of standard input ("-") among the `names` or not.
+
+    again: the run has begun before, and what came through standard input then must come through it once more.
+
+    Raises:
+        DataError: several processes are to read standard input, or nothing comes from it again.
+    """
+    if STANDARD_INPUT not in names:
+        yield
+        return
+    if processes > 1:
+        raise DataError("data: standard input can be read by one process only; give several processes a file")
+    remedy = "the data of this run came from standard input: pipe the same into it once more"
+    if again and sys.stdin.isatty():
+        raise DataError(f"data: expected a pipe, got a terminal; {remedy}")
+    try:
+        yield
+    except DataError as error:
+        if again and str(error).startswith("standard input: the file is empty"):
+            raise DataError(f"standard input: it is empty; {remedy}") from None
+        raise
 
 
 def trained(run: Path, task: str) -> RunFolder:

@@ -14,10 +14,10 @@ from throughtime.data.sources import Split, TextSource
 from throughtime.data.tokenizers import KINDS, Tokenizer
 from throughtime.data.tokens import TokenFile, prepare
 from throughtime.errors import DataError, StorageError
+from throughtime.tasks.runs import STANDARD_INPUT, reading
 from throughtime.training.distributed import Distribution
 
 _KINDS = tuple(kind for kind in KINDS if kind != "file")
-_STANDARD_INPUT = "-"
 _LIBRARY = "stdlib:"
 Made = TypeVar("Made")
 
@@ -34,12 +34,12 @@ class Texts:
 def prepare_texts(data: DataConfig, distribution: Distribution, *, tokenizer: Tokenizer | None = None) -> Texts:
     """Read, split and tokenize the text of a configuration; the main process prepares, the others open its work.
 
+    tokenizer: that of a run which has begun; without one it is made as the configuration says.
+
     Raises:
         DataError: a text that cannot be read, or that is both trained on and held out.
         StorageError: the cache cannot be written.
     """
-    if distribution.world_size > 1 and _STANDARD_INPUT in (*data.paths, *data.valid):
-        raise DataError("data: standard input can be read by one process only; give several processes a file")
 
     def open_texts() -> Texts:
         train, valid = _sources(data)
@@ -47,9 +47,10 @@ def prepare_texts(data: DataConfig, distribution: Distribution, *, tokenizer: To
         return Texts(used, prepared(train, used), prepared(valid, used))
 
     made: list[Texts] = []
-    distribution.on_main(lambda: made.append(open_texts()))
-    # What the main process has prepared lies in the cache.
-    return made[0] if made else open_texts()
+    with reading((*data.paths, *data.valid), again=tokenizer is not None, processes=distribution.world_size):
+        distribution.on_main(lambda: made.append(open_texts()))
+        # What the main process has prepared lies in the cache.
+        return made[0] if made else open_texts()
 
 
 def absolute(data: DataConfig) -> DataConfig:
@@ -57,7 +58,7 @@ def absolute(data: DataConfig) -> DataConfig:
 
     def places(paths: Sequence[str]) -> list[str]:
         return [
-            path if path in (_STANDARD_INPUT, _LIBRARY) else str(Path(path).expanduser().absolute()) for path in paths
+            path if path in (STANDARD_INPUT, _LIBRARY) else str(Path(path).expanduser().absolute()) for path in paths
         ]
 
     update: dict[str, object] = {"paths": places(data.paths), "valid": places(data.valid)}

@@ -26,11 +26,12 @@ from throughtime.tasks.pair_texts import (
     PairTokenizers,
     absolute,
     given_pairs,
+    names,
     prepare_pairs,
     refuse_longer_targets,
     told_of_unknown,
 )
-from throughtime.tasks.runs import begun, check_kept, configured, trained
+from throughtime.tasks.runs import begun, check_kept, configured, reading, trained
 from throughtime.tasks.trainee import Trainee
 from throughtime.tasks.transduce_configuration import TransduceConfiguration, training_input
 from throughtime.tasks.transducer import Answered, Transducer
@@ -146,9 +147,10 @@ def train_configured(config: TransduceConfiguration, run: Path, *, resume: bool 
         # Now, and not after minutes with many pairs.
         distribution.on_main(lambda: _check_kept(run, config) if resume else RunFolder.check_free(run))
         again = resume and begun(RunFolder.open(run, NAME))
-        texts = prepare_pairs(
-            config.data, _tokenizers(run) if again else None, max_target_length=config.max_target_length
-        )
+        with reading(names(config.data), again=again, processes=distribution.world_size):
+            texts = prepare_pairs(
+                config.data, _tokenizers(run) if again else None, max_target_length=config.max_target_length
+            )
         target = texts.tokenizers.target
         model = EncoderDecoder(
             EncoderDecoderConfig(

@@ -332,8 +332,9 @@ def evaluate(
         raise DataError(f"{left_out[0]}, and so are all of the {len(pairs):,} pairs; give others")
     if not together:
         refuse_longer_targets(pairs, tokens, config.max_target_length)
-    for line in [*left_out, *told_of_unknown(tokens, "to be evaluated")] if tell is not None else ():
-        tell(line)
+    if tell is not None:
+        for line in (*left_out, *told_of_unknown(tokens, "to be evaluated")):
+            tell(line)
     chosen = validate(SearchConfig, {**config.generation.model_dump(), **search}, where="search")
     models = [model, *(_of_same_vocabularies(other, tokenizers, run) for other in together)]
     ask = Transducer(models, tokenizers, chosen)

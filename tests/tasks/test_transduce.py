@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
 
-from throughtime.errors import ConfigError, DataError, RunFolderError, UsageError
+from throughtime.errors import ConfigError, RunFolderError, UsageError
 from throughtime.models import EncoderDecoder
 from throughtime.tasks import transduce
-from throughtime.tasks.transduce_configuration import TransduceTraining
 from throughtime.tasks.transducer import Answered, Transducer
 
 KEYS = (
@@ -281,133 +277,6 @@ def test_a_refused_command_leaves_a_run_as_it_was(tmp_path: Path) -> None:
     transduce.train(run, overrides=["training.max_steps=5"], resume=True, tell=lambda line: None)
 
 
-def test_what_is_left_out_is_counted_and_listed(tmp_path: Path) -> None:
-    rows = [{"source": source, "target": source} for source in ("ab", "ba", "é aa\tb", "c", "ccccc")]
-    pairs = tmp_path / "train.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    valid = write_pairs(tmp_path / "valid.tsv", ["abcabc", "x"])
-    told: list[str] = []
-    data = {"paths": [str(pairs)], "valid": [str(valid)], "max_length": 3}
-    transduce.train(tmp_path / "run", data=data, overrides=[*KEYS, *FEW_STEPS], tell=told.append)
-    assert told[0].startswith("3 pairs to train on, 2 held out; ")
-    assert told[1] == (
-        f"2 pairs to be trained on were left out, the first, {pairs}:3: source of 6 tokens, at "
-        f"most 3; all are listed in {tmp_path / 'run' / 'left-out.tsv'}"
-    )
-    assert told[2:4] == [
-        f"1 of 2 sources to be held out (50.0%) hold what is not in the vocabulary, the first, {valid}:2: 'x' (1); "
-        "read as unknown",
-        f"2 of 2 targets to be held out (100.0%) hold what is not in the vocabulary, the first, {valid}:1: 'C' (1), "
-        "'B' (1), 'A' (1), 'X' (1); read as unknown",
-    ]
-    listed = (tmp_path / "run" / "left-out.tsv").read_text().splitlines()
-    assert [line.split("\t")[0::2] for line in listed] == [[f"{pairs}:3", r"é aa\tb"], [f"{pairs}:5", "ccccc"]]
-
-
-def test_words_dropped_from_a_vocabulary_are_told_of(tmp_path: Path) -> None:
-    pairs = tmp_path / "train.tsv"
-    rare = "".join(f"often seen\tx\nrare{number} once{number}\ty\n" for number in range(4))
-    pairs.write_text(rare)
-    told: list[str] = []
-    words = ("data.source_tokenizer=words", "data.source_vocabulary_size=5")
-    data = {"paths": [str(pairs)], "valid": [str(write_pairs(tmp_path / "valid.tsv", ["often"]))]}
-    transduce.train(tmp_path / "run", data=data, overrides=[*KEYS, *FEW_STEPS, *words], tell=told.append)
-    (line,) = [line for line in told if "to be trained on" in line]
-    assert line.startswith(
-        f"4 of 8 sources to be trained on (50.0%) hold what is not in the vocabulary, the first, {pairs}:2: "
-    )
-    assert line.endswith(" more; read as unknown")
-
-
-@pytest.mark.parametrize(("asked", "told_of"), [(2, True), (3, False), (0, False)])
-def test_metrics_of_some_sources_are_said_to_be(tmp_path: Path, asked: int, told_of: bool) -> None:
-    told: list[str] = []
-    valid = tmp_path / "valid.tsv"
-    valid.write_text("ab\tBA\nab\tBB\nba\tAB\ncc\tCC\n")
-    data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))], "valid": [str(valid)]}
-    few = (*FEW_STEPS, "training.max_steps=1", f"training.evaluate_sources={asked}")
-    transduce.train(tmp_path / "run", data=data, overrides=[*KEYS, *few], tell=told.append)
-    line = (
-        "answers are judged of the first 2 of 3 held-out sources (training.evaluate_sources), greedily; the loss is of "
-    )
-    assert (f"{line}all" in told) == told_of == any("judged" in line for line in told)
-
-
-def test_pairs_that_are_all_too_long(tmp_path: Path) -> None:
-    data = {"paths": [str(write_pairs(tmp_path / "train.tsv", ["abc", "abca"]))], "max_length": 2}
-    with pytest.raises(DataError, match=r"all of the 1 pairs were left out, the first, .*; raise data.max_length"):
-        train(tmp_path / "run", data=data)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("key", "told"),
-    [
-        ("flow_every=5", "flow_every: no flow is measured for pairs: leave it at 0, got 5"),
-        ("window=64", "window: whole pairs are trained on: leave it at 128, got 64"),
-    ],
-)
-def test_keys_that_play_no_part_are_refused(tmp_path: Path, key: str, told: str) -> None:
-    data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))]}
-    with pytest.raises(ConfigError, match=f"1 fault: training.{told}$"):
-        train(tmp_path / "run", f"training.{key}", data=data)
-    assert not (tmp_path / "run").exists()
-
-
-def test_the_constant_of_scheduled_sampling_fits_its_decay(tmp_path: Path) -> None:
-    data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))]}
-    sampling, exponential = "training.inputs=scheduled_sampling", "training.sampling_decay=exponential"
-    told = "1 fault: training.sampling_k: exponential decay needs a factor below 1, such as 0.999, got 1000.0$"
-    with pytest.raises(ConfigError, match=told):
-        train(tmp_path / "run", sampling, exponential, data=data)
-    told = "1 fault: training.sampling_k: should be at least 1 batch, but for exponential decay, got 0.5$"
-    with pytest.raises(ConfigError, match=told):
-        train(tmp_path / "run", sampling, "training.sampling_k=0.5", data=data)
-    assert not (tmp_path / "run").exists()
-    decays = {"inputs": "scheduled_sampling", "sampling_decay": "exponential", "sampling_k": 0.9}
-    assert TransduceTraining.model_validate(decays).sampling_k == 0.9
-    assert TransduceTraining.model_validate({"sampling_decay": "exponential"}).sampling_k == 1000.0
-
-
-def test_targets_that_a_model_of_predicted_lengths_cannot_write(tmp_path: Path) -> None:
-    keys = (*FEW_STEPS, "model.stop=predicted_length", "model.max_length=3", "training.max_steps=1")
-    pairs = write_pairs(tmp_path / "train.tsv", [*SOURCES[:39], "abca", "abc"])
-    short, long = write_pairs(tmp_path / "short.tsv", ["acb"]), write_pairs(tmp_path / "long.tsv", ["a", "abcb"])
-    told: list[str] = []
-    data = {"paths": [str(pairs)], "valid": [str(short)]}
-    transduce.train(tmp_path / "run", data=data, overrides=[*KEYS, *keys], tell=told.append)
-    assert told[0].startswith("40 pairs to train on, 1 held out; ")
-    assert (tmp_path / "run" / "left-out.tsv").read_text() == f"{pairs}:40\ttarget of 4 tokens, at most 3\tabca\n"
-    refused = r"long.tsv:2: target of 4 tokens, expected at most 3, which is all .* \(model.max_length\); train with"
-    with pytest.raises(DataError, match=refused):
-        train(tmp_path / "other", *keys, data=data | {"valid": [str(long)]})
-    assert not (tmp_path / "other").exists()
-    with pytest.raises(DataError, match=refused):
-        transduce.evaluate(tmp_path / "run", [str(long)])
-    all_long = {"paths": [str(write_pairs(tmp_path / "all.tsv", ["abca"]))], "valid": [str(short)]}
-    with pytest.raises(DataError, match=r"all of the 1 pairs were left out, .*; raise data.max_length or model.max_le"):
-        train(tmp_path / "other", *keys, data=all_long)
-
-
-def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
-    data = {"paths": [str(write_pairs(tmp_path / "train.tsv"))], "target_tokenizer": "syllables"}
-    with pytest.raises(
-        DataError, match=r"data.target_tokenizer: expected one of bytes, chars, words, bpe, or the path"
-    ):
-        train(tmp_path / "run", data=data)
-
-
-def test_pairs_are_found_from_every_folder(tmp_path: Path) -> None:
-    (tmp_path / "source.txt").write_text("".join(f"{source}\n" for source in SOURCES[:20]))
-    (tmp_path / "target.txt").write_text("".join(f"{source}\n" for source in SOURCES[:20]))
-    train(tmp_path / "run", *FEW_STEPS, data={"source": "source.txt", "target": "target.txt"})
-    _, _, config = transduce.load(tmp_path / "run")
-    assert (config.data.source, config.data.target) == (str(tmp_path / "source.txt"), str(tmp_path / "target.txt"))
-    (tmp_path / "elsewhere").mkdir()
-    os.chdir(tmp_path / "elsewhere")
-    transduce.train(tmp_path / "run", overrides=["training.max_steps=5"], resume=True, tell=lambda line: None)
-
-
 # -- evaluation --------------------------------------------------------------------------------------------------------
 
 
@@ -434,33 +303,6 @@ def test_an_evaluation_is_of_whole_sources(run: Path, tmp_path: Path) -> None:
     transduce.evaluate(run, [str(pairs)], answered=lambda found, references: asked.append(found))
     (found,) = asked
     assert (len(found.tokens), found.cut) == (12, 0)
-
-
-def test_what_an_evaluation_left_out_or_read_as_unknown_is_told(tmp_path: Path) -> None:
-    vocabulary = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "</s>": 2, "?": 3}, unk_token="?"))
-    vocabulary.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    vocabulary.add_special_tokens(["</s>"])
-    vocabulary.save(str(tmp_path / "tokenizer.json"))
-    pairs, told = tmp_path / "test.tsv", list[str]()
-    pairs.write_text("a\tb\nb\ta\na b\tb b\n")
-    level = str(tmp_path / "tokenizer.json")
-    data = {"paths": [str(pairs)], "source_tokenizer": level, "target_tokenizer": level}
-    train(tmp_path / "run", *FEW_STEPS, data=data)
-    pairs.write_text("a\ta\n</s>\ta\nqq b\tb q\nb\t</s>\nqq\tb\n")
-    results = transduce.evaluate(tmp_path / "run", [str(pairs)], tell=told.append)
-    assert (results["sources"], results["pairs"], results["left_out"]) == (3, 3, 2)
-    assert told == [
-        f"{pairs}:2: left out: source spells out </s>, which is the border of its vocabulary",
-        f"{pairs}:4: left out: target spells out </s>, which is the border of its vocabulary",
-        "2 of 3 sources to be evaluated (66.7%) hold what is not in the vocabulary, the first, "
-        f"{pairs}:3: 'qq' (2); read as unknown",
-        "1 of 3 targets to be evaluated (33.3%) hold what is not in the vocabulary, the first, "
-        f"{pairs}:3: 'q' (1); read as unknown",
-    ]
-    pairs.write_text("a\t</s>\n")
-    all_left_out = f"{pairs}:1: left out: target spells out </s>, .*, and so are all of the 1 pairs; give others"
-    with pytest.raises(DataError, match=all_left_out):
-        transduce.evaluate(tmp_path / "run", [str(pairs)])
 
 
 def test_the_metrics_and_the_reading_of_an_evaluation(run: Path, tmp_path: Path) -> None:

@@ -327,3 +327,9 @@ def test_a_vocabulary_of_texts_is_that_of_rows(tmp_path: Path, kind: str) -> Non
     ours, theirs = (Tokenizer.train(kind, source) for source in (TextsSource(rows, "a"), TextSource([path])))
     assert ours.to_json() == theirs.to_json()
     assert (" " in ours.codec.vocabulary) == (kind == "chars")
+
+
+def test_standard_input_may_be_handed_in() -> None:
+    given = io.BytesIO(b"id\tsource\n1\tab\n2\tc\n")
+    found = list(read_sources("-", source_column="source", standard_input=given))
+    assert found == [("standard input:2", "ab"), ("standard input:3", "c")]

@@ -16,8 +16,6 @@ from throughtime.cli.answers_file import STANDARD, answers_file, refuse_overwrit
 from throughtime.cli.output import note, raise_if_interrupted
 from throughtime.cli.right_command import expect_task
 
-_STANDARD_INPUT = "standard input"
-
 
 class _Style(StrEnum):
     """What an answer looks like."""
@@ -161,36 +159,11 @@ def _sources(
     path: str, column: str | None, errors: Literal["strict", "replace"]
 ) -> tuple[Iterator[tuple[str, str]], Callable[[], bool] | None]:
     """The sources as ("file:line", text), and what tells whether another is there; None where there always is."""
-    if path != STANDARD:
-        from throughtime.data.pairs import read_sources
+    from throughtime.data.pairs import read_sources
 
+    if path != STANDARD:
         return read_sources(path, source_column=column, errors=errors), None
     from throughtime.cli.incoming import Incoming
 
     incoming = Incoming(sys.stdin.buffer)
-    return _of_standard_input(incoming, column, errors), incoming.ready
-
-
-def _of_standard_input(
-    incoming: Any, column: str | None, errors: Literal["strict", "replace"]
-) -> Iterator[tuple[str, str]]:
-    """As `read_sources` reads it.
-
-    Raises:
-        DataError: there is nothing, or it is not UTF-8.
-    """
-    from throughtime.data.formats import Column, stream_lines, tab_records
-    from throughtime.data.pairs import SOURCE_COLUMN
-    from throughtime.errors import DataError
-
-    numbered = stream_lines(incoming, _STANDARD_INPUT, errors=errors)
-    texts = ((number, line.rstrip("\r\n")) for number, line in numbered)
-    if column is not None:
-        rows = tab_records(numbered, _STANDARD_INPUT, (Column(column, SOURCE_COLUMN),))
-        texts = ((number, text) for number, (text,) in rows)
-    empty = True
-    for number, text in texts:
-        empty = False
-        yield f"{_STANDARD_INPUT}:{number}", text
-    if empty:
-        raise DataError(f"{_STANDARD_INPUT}: no text to predict from; give one source a line")
+    return read_sources(path, source_column=column, errors=errors, standard_input=incoming), incoming.ready

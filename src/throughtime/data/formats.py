@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, Protocol
 
 from throughtime.errors import DataError
 
@@ -168,7 +168,14 @@ def lines(file: TextFile, *, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
         yield from stream_lines(stream, file.name, errors=errors)
 
 
-def stream_lines(stream: IO[bytes], name: str, *, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+class Lines(Protocol):
+    """What hands one line after the other, as bytes: a binary file, a pipe, or anything like them."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """The next line with its end, of `limit` bytes or little more at most; empty behind the last one."""
+
+
+def stream_lines(stream: Lines, name: str, *, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
     """The lines of what is open already, each as soon as it is there; see `lines`."""
     offset = 0
     for number, line in enumerate(iter(lambda: stream.readline(LINE_LIMIT + 1), b""), start=1):

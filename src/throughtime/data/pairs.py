@@ -17,7 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from throughtime.data.formats import Column, ErrorPolicy, TextFile, lines, records, stream_lines, tab_records
+from throughtime.data.formats import Column, ErrorPolicy, Lines, TextFile, lines, records, stream_lines, tab_records
 from throughtime.data.paths import resolve
 from throughtime.data.sources import Document
 from throughtime.errors import DataError
@@ -102,7 +102,11 @@ def read_parallel(
 
 
 def read_sources(
-    path: str | Path, *, source_column: str | None = None, errors: ErrorPolicy = "strict"
+    path: str | Path,
+    *,
+    source_column: str | None = None,
+    errors: ErrorPolicy = "strict",
+    standard_input: Lines | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Texts to predict from as ("file:line", text), one by one in bounded memory; "-" is standard input, as it comes.
 
@@ -111,12 +115,14 @@ def read_sources(
     line n of the predictions belongs to line n. With a named column all but rows is tab-separated under a header, and
     blank lines are passed over, as between rows.
 
+    standard_input: where its lines come from; by default `sys.stdin` as bytes.
+
     Raises:
         DataError: the path is missing or empty, there is no text, a row is broken, or not UTF-8.
     """
     for file in [_STANDARD_INPUT] if str(path) == "-" else resolve([path]):
         found = False
-        for number, text in _source_rows(file, source_column, errors):
+        for number, text in _source_rows(file, source_column, errors, standard_input):
             found = True
             yield f"{file.name}:{number}", text
         if not found:
@@ -220,12 +226,15 @@ def _two_fields(numbered: Iterator[tuple[int, str]], name: str) -> Iterator[tupl
             )
 
 
-def _source_rows(file: TextFile, source_column: str | None, errors: ErrorPolicy) -> Iterator[tuple[int, str]]:
+def _source_rows(
+    file: TextFile, source_column: str | None, errors: ErrorPolicy, standard_input: Lines | None
+) -> Iterator[tuple[int, str]]:
     column = Column(source_column or "source", SOURCE_COLUMN)
     if file.format != "text":
         return ((number, text) for number, (text,) in records(file, (column,), errors=errors))
     if file is _STANDARD_INPUT:
-        numbered = stream_lines(sys.stdin.buffer, file.name, errors=errors)
+        incoming = sys.stdin.buffer if standard_input is None else standard_input
+        numbered = stream_lines(incoming, file.name, errors=errors)
     else:
         numbered = lines(file, errors=errors)
     if source_column is not None:

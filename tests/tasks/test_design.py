@@ -155,7 +155,7 @@ def test_misuse_is_told_in_one_line(tmp_path: Path) -> None:
         design.train(
             trained, source, held_out().select(torch.tensor([], dtype=torch.int64)), tmp_path / "b", max_steps=1
         )
-    with pytest.raises(UsageError, match="FreeRunning: expected a design that feeds its outputs back"):
+    with pytest.raises(UsageError, match="FreeRunning: expected a model that feeds its outputs back"):
         design.train(trained, source, held_out(), tmp_path / "c", policy=FreeRunning(), max_steps=1)
     with pytest.raises(RunFolderError, match="no such folder"):
         design.load(tmp_path / "nowhere")

@@ -13,6 +13,7 @@ import throughtime as tt
 from throughtime.data.sequences import GeneratedSource, Sequences, TensorSource
 from throughtime.errors import ConfigError, DataError, RunFolderError, UsageError
 from throughtime.tasks import design
+from throughtime.tasks.trainee import Trainee
 from throughtime.training.inputs import FreeRunning, MixedLosses, ProfessorForcing, ScheduledSampling, TeacherForcing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*NVML.*")
@@ -164,3 +165,10 @@ def test_misuse_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "c" / "held-out.safetensors").write_bytes(b"{")
     with pytest.raises(RunFolderError, match=r"cannot be read: .*; restore the file, or train again"):
         design.held_out(tmp_path / "c")
+
+
+def test_checkpoints_know_a_design_by_one_name() -> None:
+    model = tt.models.HiddenRecurrent(input_size=2, output_size=2, hidden_size=4)
+    names = Trainee(model, TeacherForcing()).state_dict()
+    # Another name would part every run that is there from its checkpoints.
+    assert {name.partition(".")[0] for name in names} == {"design"}

@@ -15,10 +15,11 @@ class Trainee(nn.Module):
 
     def __init__(self, model: Model, policy: TrainingInput) -> None:
         super().__init__()
-        self.model = model
+        # Checkpoints hold its parameters by this name.
+        self.design = model
         self.policy = policy
 
     def forward(self, batch: Any, index: int) -> Tensor:
         """The policy's loss of batch number `index`."""
-        loss: Tensor = self.policy(self.model, batch, index)
+        loss: Tensor = self.policy(self.design, batch, index)
         return loss

@@ -26,7 +26,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from throughtime.cells.initialisation import unit_forget_bias_
 from throughtime.configuration import validate
 from throughtime.errors import ShapeError, UsageError
 from throughtime.layers import (
@@ -45,8 +44,8 @@ from throughtime.models.encoder_decoder_config import EncoderDecoderConfig
 from throughtime.models.fed_decoder import fed_hidden, fed_refusal
 from throughtime.models.feedback import Feedback, FeedbackModel, Lengths, Run
 from throughtime.models.probability import SequenceLogProb
+from throughtime.models.recurrent_layers import recurrent_layers
 from throughtime.models.sequence_length import halting, remaining
-from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
 from throughtime.nn.states import join_state
 
 Source = Tensor | tuple[Tensor, Tensor | None]
@@ -116,10 +115,12 @@ class EncoderDecoder(FeedbackModel):
         if shape.tied == "all":
             self.source_embedding.weight = self.target_embedding.weight
         directions = 2 if shape.bidirectional else 1
-        self.encoder = _layers(shape, shape.embedding_size, size // directions, bidirectional=shape.bidirectional)
+        self.encoder = recurrent_layers(
+            shape, shape.embedding_size, size // directions, bidirectional=shape.bidirectional
+        )
         counted = int(shape.stop == "predicted_length")
         fed = shape.embedding_size + counted + (size if shape.input_feeding else 0)
-        self.decoder = _layers(shape, fed, size)
+        self.decoder = recurrent_layers(shape, fed, size)
         fields = len(self.decoder.cell_type.State._fields)
         if shape.bridge == "linear":
             self.bridge = nn.ModuleList(nn.Linear(size, size) for _ in range(shape.num_layers * fields))
@@ -395,26 +396,3 @@ class EncoderDecoder(FeedbackModel):
             y, found = ancestral(self, self.encode(inputs), max_length, generator)
         inside = torch.arange(len(y), device=y.device)[:, None] < found
         return torch.where(inside, y, self.config.border_id)[: int(found.max()) if len(found) else 0], found
-
-
-def _layers(
-    shape: EncoderDecoderConfig, input_size: int, hidden_size: int, *, bidirectional: bool = False
-) -> RecurrentLayer:
-    kind: Any = {"rnn": RNN, "lstm": LSTM, "gru": GRU}[shape.cell]
-    layers: RecurrentLayer = kind(
-        input_size,
-        hidden_size,
-        shape.num_layers,
-        bidirectional=bidirectional,
-        dropout=shape.dropout if shape.num_layers > 1 else 0.0,
-        variational_dropout=shape.variational_dropout,
-        recurrent_dropout=shape.recurrent_dropout,
-        zoneout=shape.zoneout,
-        weight_dropout=shape.weight_dropout,
-        layer_norm=shape.layer_norm,
-        residual=shape.residual,
-        engine=shape.engine,
-    )
-    if shape.cell == "lstm":
-        unit_forget_bias_(layers)
-    return layers

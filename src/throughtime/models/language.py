@@ -14,13 +14,12 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from throughtime.cells.initialisation import unit_forget_bias_
 from throughtime.configuration import Section, validate
 from throughtime.errors import ShapeError
 from throughtime.layers import IGNORED, LockedDropout, Readout, in_evaluation_mode, linear_cross_entropy
 from throughtime.models.model import Model
 from throughtime.models.probability import SequenceLogProb
-from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
+from throughtime.models.recurrent_layers import recurrent_layers
 
 
 class LanguageModelShape(Section):
@@ -114,7 +113,7 @@ class LanguageModel(Model):
         sizes = shape.layer_sizes()
         self.vocabulary_size: int = shape.vocabulary_size
         self.embedding = nn.Embedding(shape.vocabulary_size, shape.embedding_size)
-        self.recurrent = _recurrent_layers(shape)
+        self.recurrent = recurrent_layers(shape, shape.embedding_size, shape.hidden_size)
         self.readout = Readout(
             sizes[-1], shape.vocabulary_size, tied_weight=self.embedding.weight if shape.tied else None
         )
@@ -122,8 +121,6 @@ class LanguageModel(Model):
         self.locked_dropout = LockedDropout(shape.variational_dropout)
         self.embedding_dropout: float = shape.embedding_dropout
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        if shape.cell == "lstm":
-            unit_forget_bias_(self.recurrent)
 
     def forward(
         self,
@@ -255,24 +252,6 @@ class LanguageModel(Model):
                 break
         sequence = torch.stack(drawn) if drawn else tokens.new_zeros(0, batch_size)
         return sequence, (sequence != self.config.border_id).sum(0)
-
-
-def _recurrent_layers(shape: LanguageModelConfig) -> RecurrentLayer:
-    kind: Any = {"rnn": RNN, "lstm": LSTM, "gru": GRU}[shape.cell]
-    layers: RecurrentLayer = kind(
-        shape.embedding_size,
-        shape.hidden_size,
-        shape.num_layers,
-        dropout=shape.dropout,
-        variational_dropout=shape.variational_dropout,
-        recurrent_dropout=shape.recurrent_dropout,
-        zoneout=shape.zoneout,
-        weight_dropout=shape.weight_dropout,
-        layer_norm=shape.layer_norm,
-        residual=shape.residual,
-        engine=shape.engine,
-    )
-    return layers
 
 
 def _flatten(state: Any) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from throughtime.errors import UsageError
+from throughtime.tasks import dates
 from throughtime.tasks.dates import (
     FIRST_DAY,
     LAST_DAY,
@@ -197,3 +198,9 @@ def test_without_babel_the_error_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "babel", None)
     with pytest.raises(UsageError, match=r"dates: expected Babel's locale data, got no Babel; pip install babel"):
         forms.__wrapped__()
+
+
+def test_more_texts_than_there_are_is_an_error(split: Split, reader: Reader) -> None:
+    form = next(form for form in split.train if reader.read(form.write(LAST_DAY)) == {LAST_DAY})
+    with pytest.raises(UsageError, match="dates: expected 2 different texts, found no more than 1; ask for fewer"):
+        dates._draw({form: split.train[form]}, [LAST_DAY], 2, "seed", reader)

@@ -298,6 +298,10 @@ class Split(NamedTuple):
         return split
 
 
+# Draws in a row that bring no new text, after which there is taken to be none.
+_IDLE_DRAWS = 10_000
+
+
 def date_pairs(train: int, held_out: int, seed: int = 0) -> DatePairs:
     """So many pairs to train on, and so many for each of the three evaluations; the same ones for the same seed.
 
@@ -305,7 +309,7 @@ def date_pairs(train: int, held_out: int, seed: int = 0) -> DatePairs:
     is twice in a list.
 
     Raises:
-        UsageError: Babel is not installed.
+        UsageError: Babel is not installed, or there are not so many different texts.
     """
     split = Split.of(forms(), seed)
     every, seen = whole_reader(), Reader(split.train)
@@ -330,14 +334,18 @@ def _draw(
             by_language[language].append(form)
     languages = sorted(by_language)
     pairs: dict[str, DatePair] = {}
-    ambiguous = 0
+    ambiguous = idle = 0
     while len(pairs) < count:
+        before = len(pairs)
+        if idle == _IDLE_DRAWS:
+            raise UsageError(f"dates: expected {count:,} different texts, found no more than {before:,}; ask for fewer")
         form, day = random.choice(by_language[random.choice(languages)]), random.choice(days)
         text = form.write(day)
         if every.read(text) != {day}:
             ambiguous += 1
         elif seen is None or not seen.read(text):
             pairs.setdefault(text, DatePair(text, day.isoformat(), form))
+        idle = 0 if len(pairs) > before else idle + 1
     return list(pairs.values()), ambiguous
 
 

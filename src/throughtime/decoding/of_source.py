@@ -40,8 +40,9 @@ class Writing(NamedTuple):
 
     read: the actions read so far, the opening one among them. sources: which source each row has (N,). present: the
     sources that some row has, in the order of the rows, `each` rows of every one; memory is theirs. lengths: the tokens
-    of each row, where they are predicted (N,). layers: the states of the layers, (N, ·) each. fed: h̃(t-1) (N, H).
-    coverage: (N, S) or None. weights: the attention of the last step (N, S); None without attention, or before it.
+    of each row, where they are predicted (N,). layers: the states of the layers, of which the row `picked[i]` (N,) is
+    that of row i: they are gathered by the next step. fed: h̃(t-1) (N, H), where it is fed back. coverage: (N, S) or
+    None. weights: the attention of the last step (N, S); None without attention, or before it.
     """
 
     read: int
@@ -51,7 +52,8 @@ class Writing(NamedTuple):
     memory: Memory | None
     lengths: Tensor
     layers: list[Any]
-    fed: Tensor
+    picked: Tensor
+    fed: Tensor | None
     coverage: Tensor | None
     weights: Tensor | None
 
@@ -104,15 +106,14 @@ class OfSource(nn.Module):
                 f"decoding: one row for each of the {self.batch_size} sources, got {batch_size} rows; for several "
                 "sequences of one, give that one without the axis of the batch"
             )
-        summary = self._encoded.summary
+        summary, config = self._encoded.summary, self.model.config
         sources = torch.arange(batch_size, device=summary.device) % max(1, len(summary))
-        layers = [type(state)(*(field[sources] for field in state)) for state in self._encoded.states]
-        fed = summary.new_zeros(batch_size, self.model.config.hidden_size)
-        lengths = torch.full_like(sources, _ENDLESS)
-        begun = Writing(0, sources, sources[:0], 1, None, lengths, layers, fed, None, None)
+        fed = summary.new_zeros(batch_size, config.hidden_size) if config.input_feeding else None
+        lengths, layers = torch.full_like(sources, _ENDLESS), list(self._encoded.states)
+        begun = Writing(0, sources, sources[:0], 1, None, lengths, layers, sources, fed, None, None)
         begun = self._with_memory(begun)
-        if begun.memory is not None and self.model.config.coverage:
-            begun = begun._replace(coverage=fed.new_zeros(batch_size, begun.memory.values.shape[1]))
+        if begun.memory is not None and config.coverage:
+            begun = begun._replace(coverage=summary.new_zeros(batch_size, begun.memory.values.shape[1]))
         return begun
 
     @torch.no_grad()
@@ -155,14 +156,22 @@ class OfSource(nn.Module):
             if self._steps is None or not self._steps.reads_tokens:
                 x = self._inputs(tokens, t, state)
             if self._steps is None:
-                h, layers = LayerSteps(model.decoder, 1, x).advance(0, x, state.layers)
+                layers = [type(layer)(*(field[state.picked] for field in layer)) for layer in state.layers]
+                h, layers = LayerSteps(model.decoder, 1, x).advance(0, x, layers)
             else:
-                h, layers = self._steps.advance(x, state.layers)
+                h, layers = self._steps.advance(x, state.layers, state.picked)
             weights, coverage = None, state.coverage
             if state.memory is not None:
                 h, weights = self._attended(h, state)
                 coverage = None if coverage is None else coverage + weights
-        return h, state._replace(read=state.read + 1, layers=layers, fed=h, coverage=coverage, weights=weights)
+        return h, state._replace(
+            read=state.read + 1,
+            layers=layers,
+            picked=torch.arange(len(h), device=h.device),
+            fed=None if state.fed is None else h,
+            coverage=coverage,
+            weights=weights,
+        )
 
     def reorder(self, state: Writing, indices: Int[Tensor, " N"]) -> Writing:
         """The state of the rows `indices`, any number of them."""
@@ -170,8 +179,8 @@ class OfSource(nn.Module):
             state._replace(
                 sources=state.sources[indices],
                 lengths=state.lengths[indices],
-                layers=[type(layer)(*(field[indices] for field in layer)) for layer in state.layers],
-                fed=state.fed[indices],
+                picked=state.picked[indices],
+                fed=None if state.fed is None else state.fed[indices],
                 coverage=None if state.coverage is None else state.coverage[indices],
                 weights=None if state.weights is None else state.weights[indices],
             )
@@ -187,7 +196,7 @@ class OfSource(nn.Module):
             return None
         inside = state.memory.inside
         if inside is None:
-            inside = torch.ones(state.memory.values.shape[:2], dtype=torch.bool, device=state.fed.device)
+            inside = torch.ones(state.memory.values.shape[:2], dtype=torch.bool, device=state.sources.device)
         return inside.repeat_interleave(state.each, 0)
 
     # -- one step ------------------------------------------------------------------------------------------------------
@@ -197,8 +206,8 @@ class OfSource(nn.Module):
         config = self.model.config
         parts = [self.model.target_embedding(tokens.clamp(max=self.symbols - 1))]
         if self.silent_actions:
-            parts.append(remaining(state.lengths - (t - 1), 1, config.max_length)[0].to(state.fed.dtype))
-        if config.input_feeding:
+            parts.append(remaining(state.lengths - (t - 1), 1, config.max_length)[0].to(parts[0].dtype))
+        if state.fed is not None:
             parts.append(state.fed)
         return torch.cat(parts, -1)
 

@@ -36,15 +36,17 @@ class DecoderSteps:
         self._kind = kind
 
     def advance(
-        self, x: Float[Tensor, "N I"] | Int[Tensor, " N"], states: list[Any]
+        self, x: Float[Tensor, "N I"] | Int[Tensor, " N"], states: list[Any], picked: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, "N H"], list[Any]]:
-        """h(t) of the last layer after one more step, and the new states, one NamedTuple for each layer."""
+        """h(t) of the last layer after one more step of the rows `picked` of the states, and their new states."""
         stepper = self._stepper
         if not len(x):
-            return states[-1][0], states
-        stepper.begin(len(x))
+            after = [type(state)(*(field[picked] for field in state)) for state in states]
+            return after[-1][0], after
+        if stepper.rows != len(x):
+            stepper.begin(len(x))
         fields = [[field.contiguous() for field in state] for state in states]
-        stepper.set_state([LayerState(own[0], own[1] if len(own) > 1 else None) for own in fields])
+        stepper.set_state([LayerState(own[0], own[1] if len(own) > 1 else None) for own in fields], picked)
         h = None
         if self.reads_tokens:
             stepper.read(x[None].contiguous())
@@ -75,7 +77,7 @@ def _packed(model: EncoderDecoder) -> PackedDecoder:
     decoder, weight, bias = model.decoder, model.readout.weight_ho, model.readout.bias_ho
     # With residual connections the outputs are not the state of the last layer, which is all that reading tells.
     reads_tokens = decoder.input_size == model.config.embedding_size and not decoder.residual
-    ends = Ends(model.target_embedding.weight, weight, bias) if reads_tokens else None
+    ends = Ends(model.target_embedding.weight) if reads_tokens else None
     layers = PackedModel(layer_weights(decoder), ends, residual=decoder.residual)
     return PackedDecoder(layers, PackedReadout(weight, bias), reads_tokens)
 

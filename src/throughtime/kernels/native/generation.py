@@ -56,11 +56,14 @@ class LayerWeights(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """What stands before and behind the layers of a language model: V tokens, E inputs of the first layer."""
+    """What stands before and behind the layers of a language model: V tokens, E inputs of the first layer.
+
+    Without a readout tokens are read, and there are no logits.
+    """
 
     embedding: Tensor  # (V, E)
-    readout: Tensor  # (V, H)
-    bias: Tensor  # (V)
+    readout: Tensor | None = None  # (V, H)
+    bias: Tensor | None = None  # (V)
 
 
 class LayerState(NamedTuple):
@@ -144,6 +147,7 @@ class PackedModel:
             precision, described, residual, self.vocabulary_size, _addresses(at_ends), torch.get_num_threads()
         )
         self.has_table = bool(self.native.has_table)
+        self.has_readout = bool(self.native.has_readout)
         self._embedding = None if self.has_table else at_ends.get("embedding")
 
     @property
@@ -155,8 +159,8 @@ class PackedModel:
 class Stepper:
     """Rows on their way through a packed model: a state each, zero at first. Nothing here is differentiable.
 
-    A model with ends takes tokens and gives logits; one without takes vectors and gives the last layer's outputs. All
-    tensors are on the CPU. It may be used by one thread at a time.
+    A model with ends takes tokens and gives logits, where it has a readout; one without takes vectors and gives the last
+    layer's outputs. All tensors are on the CPU. It may be used by one thread at a time.
 
     Raises (every method):
         ShapeError: a tensor of another shape, type or layout than told.
@@ -202,7 +206,7 @@ class Stepper:
 
         `out` is written into and returned; without it a new tensor is made.
         """
-        self._check_reads_tokens()
+        self._check_has_logits()
         _check("tokens", tokens, self._tokens, torch.int64)
         if out is None:
             out = torch.empty(self._logits)
@@ -213,7 +217,8 @@ class Stepper:
 
     def read(self, tokens: Tensor) -> None:
         """T steps at once: tokens (T, B) int64. `logits` then tells of the next ones."""
-        self._check_reads_tokens()
+        if not self.model.vocabulary_size:
+            raise ShapeError("Stepper: this model reads vectors, not tokens; feed(inputs) advances it")
         _check("tokens", tokens, torch.Size((len(tokens), self.rows)), torch.int64)
         if len(tokens):
             self._native.read(tokens.data_ptr(), len(tokens), torch.get_num_threads())
@@ -224,7 +229,7 @@ class Stepper:
         Raises:
             RuntimeError: nothing has been read since the states were last set.
         """
-        self._check_reads_tokens()
+        self._check_has_logits()
         out = torch.empty(self._logits)
         self._native.logits(out.data_ptr(), log_probs, torch.get_num_threads())
         return out
@@ -253,7 +258,7 @@ class Stepper:
         Raises:
             RuntimeError: no `first`, and nothing has been read since the states were last set.
         """
-        self._check_reads_tokens()
+        self._check_has_logits()
         _check("uniforms", uniforms, torch.Size((self.rows, steps)), torch.float64)
         _check("alive", alive, self._tokens, torch.bool)
         if first is not None:
@@ -299,9 +304,11 @@ class Stepper:
         self._native.copy_state(layer, memory, values.data_ptr())
         return values
 
-    def set_state(self, state: Iterable[LayerState]) -> None:
-        """Take over a state, one `LayerState` for each layer."""
+    def set_state(self, state: Iterable[LayerState], picked: Tensor | None = None) -> None:
+        """Take over a state, one `LayerState` for each layer; with `picked` (B,) int64, those rows of it."""
         layers = tuple(state)
+        if picked is not None:
+            _check("picked", picked, self._tokens, torch.int64)
         if len(layers) != len(self.model.layers):
             raise ShapeError(f"Stepper: expected the states of {len(self.model.layers)} layers, got {len(layers)}")
         for layer, ((lstm, units), (h, c)) in enumerate(zip(self.model.layers, layers, strict=True)):
@@ -309,12 +316,16 @@ class Stepper:
                 raise ShapeError(f"Stepper: layer {layer} has {'h and c' if lstm else 'h only'}")
             for memory, values in ((False, h), (True, c)):
                 if values is not None:
-                    _check(f"{'c' if memory else 'h'} of layer {layer}", values, (self.rows, units), torch.float32)
-                    self._native.set_state(layer, memory, values.data_ptr())
+                    count = self.rows if picked is None else len(values)
+                    _check(f"{'c' if memory else 'h'} of layer {layer}", values, (count, units), torch.float32)
+                    address = 0 if picked is None else picked.data_ptr()
+                    self._native.set_state(layer, memory, values.data_ptr(), address, count)
 
-    def _check_reads_tokens(self) -> None:
+    def _check_has_logits(self) -> None:
         if not self.model.vocabulary_size:
             raise ShapeError("Stepper: this model reads vectors, not tokens; feed(inputs) advances it")
+        if not self.model.has_readout:
+            raise ShapeError("Stepper: this model has no readout, and no logits; read(tokens) advances it")
 
 
 def fingerprint(tensor: Tensor) -> int:
@@ -370,6 +381,8 @@ def _check_sizes(layers: Sequence[LayerWeights], ends: Ends | None, residual: bo
             ("readout", ends.readout, (tokens, layers[-1].units)),
             ("bias", ends.bias, (tokens,)),
         ]
+        if (ends.readout is None) != (ends.bias is None):
+            raise ShapeError("native generation: a readout has a bias, and no readout none; give both or neither")
     for name, tensor, shape in expected:
         if tensor is not None and (tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_cpu):
             raise ShapeError(

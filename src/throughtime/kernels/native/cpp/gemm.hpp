@@ -68,6 +68,7 @@ struct TileCall {
     Index column;        // the first panel's first column within them
     int columns;         // of the last panel
     bool add;            // to what C holds; otherwise to `start`
+    bool carry;          // go on from the sums that C holds, which has room for whole panels
     const Real* start;   // (columns) the rows' first value, null for zero
     const Packed* ahead;  // what of B to bring near meanwhile, laid out as b is; null for nothing
     Index ahead_step;     // how far that goes with each unit
@@ -84,6 +85,12 @@ void tile_kernel(const TileCall<Format>& call) {
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 8
         for (int v = 0; v < kAll; ++v) sums[r][v] = Vector<Real>{};
+    if (call.carry) {
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 8
+            for (int v = 0; v < kAll; ++v) sums[r][v] = load(call.c[r] + call.column + v * kLanes<Real>);
+    }
 
     // Three rows share one pointer, by way of the addressing modes.
     constexpr int kPointers = (Rows + 2) / 3;

@@ -163,9 +163,11 @@ class Rows {
         return stepper_->copy_state(layer, memory, at<float>(to));
     }
 
-    bool set_state(Index layer, bool memory, std::uintptr_t from) {
+    // Where there are `picked`, of as many as there are rows, they are among the `count` rows of `from`.
+    bool set_state(Index layer, bool memory, std::uintptr_t from, std::uintptr_t picked, Index count) {
         const Turn turn(*this);
-        return stepper_->set_state(layer, memory, at<const float>(from));
+        if (picked) check(at<const std::int64_t>(picked), rows(), count, "the rows");
+        return stepper_->set_state(layer, memory, at<const float>(from), at<const std::int64_t>(picked));
     }
 
   private:
@@ -204,7 +206,8 @@ void bind_generation(nb::module_& m) {
     nb::class_<PackedModel>(m, "PackedModel", "Weights in the order in which one step reads them.")
         .def_prop_ro("bytes", &PackedModel::bytes, "Bytes of weights that one step reads.")
         .def_prop_ro("has_table", &PackedModel::has_table,
-                     "Whether what a token contributes to the first layer is looked up.");
+                     "Whether what a token contributes to the first layer is looked up.")
+        .def_prop_ro("has_readout", &PackedModel::has_readout, "Whether there are logits.");
     m.def("pack_model", &pack, nb::arg("precision"), nb::arg("layers"), nb::arg("residual"), nb::arg("vocabulary"),
           nb::arg("ends"), nb::arg("threads"),
           "Pack layers; tensors are addresses by name, in `ends` those of embedding and readout.");
@@ -225,7 +228,8 @@ void bind_generation(nb::module_& m) {
              nb::arg("threads"), "Choose and feed tokens until all rows have ended; returns the number of steps made.")
         .def("reorder", &Rows::reorder, nb::arg("indices"), nb::arg("count"), "Row i becomes what indices[i] was.")
         .def("copy_state", &Rows::copy_state, nb::arg("layer"), nb::arg("memory"), nb::arg("to"))
-        .def("set_state", &Rows::set_state, nb::arg("layer"), nb::arg("memory"), nb::arg("from"));
+        .def("set_state", &Rows::set_state, nb::arg("layer"), nb::arg("memory"), nb::arg("from"), nb::arg("picked"),
+             nb::arg("count"));
 }
 
 }  // namespace throughtime

@@ -27,9 +27,9 @@ struct LayerSource {
 struct ModelSource {
     std::vector<LayerSource> layers;
     bool residual;            // from the second layer on, a layer's inputs are added to its outputs
-    Index vocabulary;         // 0 without embedding and readout
+    Index vocabulary;         // 0 without embedding
     const float* embedding;   // (V, E), E the inputs of the first layer
-    const float* readout;     // (V, H), H the units of the last layer
+    const float* readout;     // (V, H), H the units of the last layer; null where no logits are wanted
     const float* bias;        // (V)
 };
 
@@ -58,6 +58,7 @@ class PackedModel {
     virtual Index vocabulary_size() const = 0;
     virtual Index bytes() const = 0;  // of weights that a step reads
     virtual bool has_table() const = 0;
+    virtual bool has_readout() const = 0;
 };
 
 // Rows on their way through a model: their states, and the logits after their last step. One thread at a time.
@@ -76,19 +77,18 @@ class Stepper {
     // Row i becomes what row indices[i] was.
     virtual void reorder(const std::int64_t* indices, Index rows) = 0;
     virtual bool has_logits() const = 0;
-    // h (B, H), or with `memory` c (B, H), of a layer; false where the cell has none.
+    // h (B, H), or with `memory` c (B, H), of a layer; false where the cell has none. Where there are `picked`, row i of
+    // the state is row picked[i] of `from`.
     virtual bool copy_state(Index layer, bool memory, float* to) const = 0;
-    virtual bool set_state(Index layer, bool memory, const float* from) = 0;
+    virtual bool set_state(Index layer, bool memory, const float* from, const std::int64_t* picked) = 0;
 };
 
 // Fewer bytes of weights than this for each thread, and it costs more to wake it than it saves.
 inline constexpr Index kThreadBytes = Index{384} << 10;
 // So few rows wait for the weights, and not the weights for them.
 inline constexpr Index kFewRows = 8;
-// From so many rows on the weights wait for the rows, and a step's products are those of `multiply_many`, ...
+// From so many rows on the weights wait for the rows, and a step's products are those of many_rows.hpp.
 inline constexpr Index kManyRows = 16;
-// ... of so many rows at a time that their sums stay in the second cache.
-inline constexpr Index kPassRows = 192;
 // States of a row come this many rows before it is advanced.
 inline constexpr Index kRowsAhead = 6;
 // A prompt is read in blocks of about so many rows, steps times sequences: what the inputs contribute is one product.

@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <mutex>
 
 #include "generation.hpp"
+#include "many_rows.hpp"
 
 namespace throughtime {
 
@@ -26,6 +28,12 @@ struct PackedLayer {
     Index width() const { return padded(units); }
     Index panel_units(Index p) const { return h.blocks_of(p) * kBlock; }
     Index first_unit(Index p) const { return h.first_block(p) * kBlock; }
+};
+
+// The same layer as many rows read it; values stand panel by panel, group by group.
+struct ManyRowsLayer {
+    Panels<Single> x, h;
+    const float* start;
 };
 
 // Memory in few large pieces: small matrices then share large pages, which no two of them could have for themselves.
@@ -62,13 +70,13 @@ class PackedModelOf : public PackedModel {
         const Index table_width = gates_of(first.cell) * padded(first.units);
         const bool tabled = looks_up && vocabulary * table_width * static_cast<Index>(sizeof(float)) <= kTableBytes;
         for (const LayerSource& layer : source.layers) layers.push_back(take_layer(layer, tabled && layers.empty()));
-        if (looks_up) {
+        if (source.readout) {
             take(readout, source.layers.back().units, 1, vocabulary);
             readout_start = memory_.take<float>(readout.width());
         }
         run_together(threads, [&](const Member& member) {
             for (std::size_t l = 0; l < layers.size(); ++l) pack_layer(member, layers[l], source.layers[l]);
-            for (Index p = member.index; p < readout.panels() && looks_up; p += member.count) {
+            for (Index p = member.index; p < readout.panels() && source.readout; p += member.count) {
                 readout.pack(p, source.readout);
                 readout.pack_values(p, source.bias, -std::numeric_limits<float>::infinity(), readout_start);
             }
@@ -81,6 +89,17 @@ class PackedModelOf : public PackedModel {
     Index vocabulary_size() const override { return vocabulary; }
     Index bytes() const override { return bytes_; }
     bool has_table() const override { return table != nullptr; }
+    bool has_readout() const override { return readout.depth > 0; }
+
+    // The layers and the readout as many rows read them: packed a second time when such rows first come.
+    const std::vector<ManyRowsLayer>& layers_of_many() const {
+        pack_for_many();
+        return many_layers_;
+    }
+    const ManyColumns& readout_of_many() const {
+        pack_for_many();
+        return many_readout_;
+    }
 
     std::vector<PackedLayer<Storage>> layers;
     bool residual;
@@ -91,6 +110,22 @@ class PackedModelOf : public PackedModel {
     const float* embedding = nullptr;  // (V, E), or null
 
   private:
+    void pack_for_many() const {
+        if constexpr (!Storage::kQuantised) {
+            std::call_once(packed_for_many_, [&] {
+                for (const PackedLayer<Storage>& layer : layers) {
+                    const Panels<Single> x = layer.from_table ? Panels<Single>{} : panels_of(layer.x, many_memory_);
+                    many_layers_.push_back({x, panels_of(layer.h, many_memory_),
+                                            values_of(layer.h, layer.start, 0.0f, many_memory_)});
+                }
+                if (!has_readout()) return;
+                constexpr float kNone = -std::numeric_limits<float>::infinity();
+                many_readout_ = {panels_of(readout, many_memory_),
+                                 values_of(readout, readout_start, kNone, many_memory_)};
+            });
+        }
+    }
+
     void take(PackedMatrix<Storage>& matrix, Index depth, int groups, Index columns) {
         matrix.depth = depth;
         matrix.groups = groups;
@@ -168,6 +203,10 @@ class PackedModelOf : public PackedModel {
 
     Arena memory_;
     Index bytes_ = 0;
+    mutable std::once_flag packed_for_many_;
+    mutable Arena many_memory_;
+    mutable std::vector<ManyRowsLayer> many_layers_;
+    mutable ManyColumns many_readout_{};
 };
 
 }  // namespace throughtime

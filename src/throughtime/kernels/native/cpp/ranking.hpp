@@ -91,7 +91,7 @@ inline float fold(Vector<float> v, Combine combine) {
 class Ranker {
   public:
     // Columns of a block.
-    static constexpr Index kColumns = kPanelSums * kBlock;
+    static constexpr Index kColumns = ManyColumns::kColumns;
 
     Ranker(const Ranking& ranking, int members)
         : ranking_(ranking), blocks_(ceil_divide(ranking.tokens, kColumns)) {
@@ -118,7 +118,7 @@ class Ranker {
 
     int columns(Index block) const { return static_cast<int>(std::min(kColumns, ranking_.tokens - block * kColumns)); }
 
-    // A row's logits in a block, filled up to whole vectors with -infinity.
+    // A row's logits in a block, with -infinity behind the last one up to a whole vector.
     void take_in(const Member& member, Index row, Index block, const float* logits) const {
         const int count = columns(block);
         Vector<float> most = load(logits);
@@ -229,32 +229,32 @@ inline void rank_logits(const Ranking& ranking, const float* logits, int threads
 // A readout c + V h, packed once, read by any number of threads.
 class PackedReadout {
   public:
-    PackedReadout(const float* weight, const float* bias, Index tokens, Index units, int threads) {
-        matrix_.depth = units;
-        matrix_.columns = tokens;
-        matrix_.take(memory_);
-        start_ = memory_.take<float>(matrix_.width());
+    PackedReadout(const float* weight, const float* bias, Index tokens, Index units, int threads)
+        : columns_{{units, 1, tokens}, nullptr} {
+        Panels<Single>& panels = columns_.panels;
+        panels.data = memory_.take<float>(panels.size());
+        float* start = memory_.take<float>(panels.panels() * kWidth<Single>);
+        std::fill_n(start, panels.panels() * kWidth<Single>, -std::numeric_limits<float>::infinity());
+        std::copy_n(bias, tokens, start);
+        columns_.start = start;
         run_together(threads, [&](const Member& member) {
-            for (Index p = member.index; p < matrix_.panels(); p += member.count) {
-                matrix_.pack(p, weight);
-                matrix_.pack_values(p, bias, -std::numeric_limits<float>::infinity(), start_);
-            }
+            for (Index p = member.index; p < panels.panels(); p += member.count) pack_weight_rows(panels, p, weight);
         });
     }
 
-    Index tokens() const { return matrix_.columns; }
-    Index units() const { return matrix_.depth; }
+    Index tokens() const { return columns_.panels.columns; }
+    Index units() const { return columns_.panels.depth; }
 
     void logits(const float* h, Index rows, float* to, int threads) const {
         const Pass pass(*this, h, rows, threads);
         run_together(pass.members, [&](const Member& member) {
             pass.begin(member);
-            const Index first = matrix_.panels() * member.index / member.count;
-            const Index end = matrix_.panels() * (member.index + 1) / member.count;
-            for (Index p = first; p < end; ++p) {
-                const Index at = matrix_.first_block(p) * kBlock;
+            const Index first = columns_.blocks() * member.index / member.count;
+            const Index end = columns_.blocks() * (member.index + 1) / member.count;
+            for (Index block = first; block < end; ++block) {
+                const Index at = block * Ranker::kColumns;
                 const Index columns = std::min(Ranker::kColumns, tokens() - at);
-                pass.each_row(member, p, 0, rows, [&](Index row, const float* values) {
+                pass.each_row(member, block, 0, rows, [&](Index row, const float* values) {
                     std::copy_n(values, columns, to + row * tokens() + at);
                 });
             }
@@ -266,9 +266,9 @@ class PackedReadout {
         const Ranker ranker(ranking, pass.members);
         run_together(pass.members, [&](const Member& member) {
             pass.begin(member);
-            ranker.run(member, [&](Index p, Index first, Index last) {
-                pass.each_row(member, p, first, last,
-                              [&](Index row, const float* values) { ranker.take_in(member, row, p, values); });
+            ranker.run(member, [&](Index block, Index first, Index last) {
+                pass.each_row(member, block, first, last,
+                              [&](Index row, const float* values) { ranker.take_in(member, row, block, values); });
             });
         });
     }
@@ -276,45 +276,41 @@ class PackedReadout {
   private:
     // What one call needs.
     struct Pass {
-        Pass(const PackedReadout& readout_, const float* h_, Index rows, int threads)
+        Pass(const PackedReadout& readout_, const float* h_, Index rows_, int threads)
             : readout(readout_),
               h(h_),
-              members(worthwhile(readout_.matrix_.bytes() * std::max<Index>(1, rows / 4), threads)),
-              stretched{nullptr, rows, readout_.matrix_.units()} {
-            stretched.data = memory.take<float>(rows * readout.units());
-            tiles = memory.take<float>(members * std::min(rows, kPassRows) * Ranker::kColumns);
+              rows(rows_),
+              members(worthwhile(readout_.columns_.panels.size() * static_cast<Index>(sizeof(float)) *
+                                     std::max<Index>(1, rows_ / 4),
+                                 threads)),
+              operand{nullptr, ManyRows::stride_of(readout_.units())} {
+            operand.data = memory.take<float>(rows * operand.stride);
+            scratch = memory.take<float>(members * ManyColumns::scratch_size());
         }
 
         void begin(const Member& member) const {
-            stretched.take(h, readout.units(), stretched.rows * member.index / member.count,
-                           stretched.rows * (member.index + 1) / member.count);
+            operand.take(member, h, readout.units(), rows, readout.units());
             member.wait();
         }
 
-        // Calls visit(row, logits) for rows [begin, end) of panel p.
+        // Calls visit(row, logits) for rows [first, last) of a block.
         template <class Visit>
-        void each_row(const Member& member, Index p, Index begin, Index end, Visit visit) const {
-            const PackedMatrix<StoredSingle>& matrix = readout.matrix_;
-            const Index columns = matrix.vectors(p) * kBlock;
-            float* tile = tiles + member.index * std::min(stretched.rows, kPassRows) * Ranker::kColumns;
-            for (Index first = begin; first < end; first += kPassRows) {
-                const Index last = std::min(end, first + kPassRows);
-                multiply_many(matrix, p, stretched, first, last, readout.start_ + matrix.place(p), tile, columns);
-                for (Index row = first; row < last; ++row) visit(row, tile + (row - first) * columns);
-            }
+        void each_row(const Member& member, Index block, Index first, Index last, Visit visit) const {
+            readout.columns_.each_row(operand, block, first, last,
+                                      scratch + member.index * ManyColumns::scratch_size(), visit);
         }
 
         const PackedReadout& readout;
         const float* h;
+        Index rows;
         int members;
         Buffers memory;
-        StretchedRows<StoredSingle> stretched;
-        float* tiles;  // (members, rows of a pass, columns of a panel)
+        ManyRows operand;
+        float* scratch;  // for each member
     };
 
     Arena memory_;
-    PackedMatrix<StoredSingle> matrix_;
-    float* start_ = nullptr;  // the bias; -infinity where the columns are filled up
+    ManyColumns columns_;  // -infinity where they are filled up
 };
 
 }  // namespace throughtime

@@ -20,8 +20,8 @@ inline void advance_row(Cell cell, const ForwardRow<float>& row) {
 struct LayerRows {
     float* h;        // (B, H) the state
     float* c;        // (B, H)
-    float* before;   // (B, H) the state before a block, as the product reads it
-    float* outputs;  // (S, B, H)
+    float* before;   // (B, H) the state before a block, as the product of few rows reads it
+    float* outputs;  // (S, B, H); of many rows, the state itself
     float* summed;   // (S, B, H) outputs plus inputs, null without residual connection
     float* ahead;    // (B, G H) W_hh h of the next step, of few rows, where it is known
 
@@ -55,10 +55,10 @@ class StepperOf : public Stepper {
                 advance(member, tokens + t * rows, now, t);
                 member.wait();
             }
-            read_out(member, last_);
+            if (model_.has_readout()) read_out(member, last_);
         });
         count_steps(steps);
-        has_logits_ = true;
+        has_logits_ = model_.has_readout();
     }
 
     void feed(const float* inputs, int threads) override {
@@ -151,14 +151,14 @@ class StepperOf : public Stepper {
         return true;
     }
 
-    bool set_state(Index layer, bool memory, const float* from) override {
+    bool set_state(Index layer, bool memory, const float* from, const std::int64_t* picked) override {
         const PackedLayer<Storage>& packed = model_.layers[static_cast<std::size_t>(layer)];
         const LayerRows& own = state_->layers[static_cast<std::size_t>(layer)];
         if (memory && packed.cell != Cell::kLstm) return false;
         for (Index b = 0; b < rows(); ++b) {
-            const float* row = from + b * packed.units;
+            const float* row = from + (picked ? picked[b] : b) * packed.units;
             std::copy(row, row + packed.units, (memory ? own.c : own.h) + b * packed.width());
-            if (!memory) std::copy(row, row + packed.units, own.before + b * packed.width());
+            if (!memory && !is_many(rows())) std::copy(row, row + packed.units, own.before + b * packed.width());
         }
         paired_since_ = turn_;
         has_logits_ = false;
@@ -169,13 +169,14 @@ class StepperOf : public Stepper {
     // What depends on the number of rows.
     struct State {
         State(const PackedModelOf<Storage>& model, Index rows_)
-            : rows(rows_), block(std::max<Index>(1, kReadRows / std::max<Index>(1, rows_))) {
+            : rows(rows_), block(is_many(rows_) ? 1 : std::max<Index>(1, kReadRows / std::max<Index>(1, rows_))) {
             Index most = 0;
             for (const PackedLayer<Storage>& layer : model.layers) {
                 const Index width = layer.width();
                 const bool sums = model.residual && !layers.empty();
                 const auto take = [&](Index count) { return zeros(count * width); };
-                layers.push_back({take(rows), take(rows), take(rows), take(block * rows),
+                float* h = take(rows);
+                layers.push_back({h, take(rows), take(rows), is_many(rows) ? h : take(block * rows),
                                   sums ? take(block * rows) : nullptr,
                                   rows <= kFewRows ? zeros(rows * layer.h.width()) : nullptr});
                 if (!layer.from_table) most = std::max(most, layer.h.width());
@@ -185,12 +186,13 @@ class StepperOf : public Stepper {
             if (is_many(rows)) {
                 Index deepest = 0;
                 for (const PackedLayer<Storage>& layer : model.layers)
-                    deepest = std::max({deepest, padded(layer.inputs), layer.width()});
-                for (float*& operand : stretched) operand = zeros(rows * deepest);
+                    deepest = std::max({deepest, layer.inputs, layer.units});
+                for (float*& operand : operands) operand = zeros(rows * ManyRows::stride_of(deepest));
             }
-            if (!model.vocabulary) return;
-            logits = zeros(rows * model.readout.width());
-            tokens = memory.template take<std::int64_t>(rows);
+            if (model.vocabulary) tokens = memory.template take<std::int64_t>(rows);
+            if (!model.has_readout()) return;
+            logits = memory.template take<float>(rows * model.readout.width());
+            std::fill_n(logits, rows * model.readout.width(), -std::numeric_limits<float>::infinity());
         }
 
         void clear(const PackedModelOf<Storage>& model) {
@@ -211,7 +213,7 @@ class StepperOf : public Stepper {
         float* inputs = nullptr;   // (S, B, I padded)
         float* scratch = nullptr;  // (S, B, G H padded, the most of any layer) what the inputs contribute
         float* logits = nullptr;   // (B, V padded)
-        std::array<float*, 2> stretched{};  // of many rows: x, and h before the step, as the products take them
+        std::array<float*, 2> operands{};  // of many rows: x, and h before the step, as the products take them
         std::int64_t* tokens = nullptr;  // (B) fed next
     };
 
@@ -219,7 +221,6 @@ class StepperOf : public Stepper {
     struct Thread {
         Thread(const PackedModelOf<Storage>& model, Index room_) : room(room_) {
             product = memory.template take<float>(room * kPanelSums * kBlock);
-            of_inputs = memory.template take<float>(kPassRows * kPanelSums * kBlock);
             if constexpr (Storage::kQuantised) {
                 Index widest = 0;
                 for (const PackedLayer<Storage>& layer : model.layers)
@@ -227,16 +228,29 @@ class StepperOf : public Stepper {
                 operands = memory.template take<typename Storage::Operand>(room * widest);
                 scales = memory.template take<float>(room);
             }
-            if (model.vocabulary) chooser.prepare(memory, model.vocabulary, model.readout.width());
+            if (model.has_readout()) chooser.prepare(memory, model.vocabulary, model.readout.width());
         }
 
         Buffers memory;
+        // What a pass of many rows needs.
+        float* scratch(const PackedModelOf<Storage>& model) {
+            if (!scratch_) {
+                int gates = 1;
+                for (const PackedLayer<Storage>& layer : model.layers) gates = std::max(gates, gates_of(layer.cell));
+                const Index size = std::max(2 * products_size<Single>(gates), ManyColumns::scratch_size());
+                scratch_ = memory.template take<float>(size);
+            }
+            return scratch_;
+        }
+
         Index room;      // for rows of a block
         float* product;  // (B, columns of a panel)
-        float* of_inputs;  // (kPassRows, columns of a panel)
         typename Storage::Operand* operands = nullptr;
         float* scales = nullptr;
         Chooser chooser;
+
+      private:
+        float* scratch_ = nullptr;
     };
 
     static bool is_many(Index rows) { return !Storage::kQuantised && rows >= kManyRows; }
@@ -340,31 +354,44 @@ class StepperOf : public Stepper {
     // A step of many rows: panel by panel both products and the cell, some rows at a time, whose sums stay near.
     void advance_many(const Member& member, std::size_t l, const std::int64_t* tokens) {
         const PackedLayer<Storage>& layer = model_.layers[l];
+        const ManyRowsLayer& packed = model_.layers_of_many()[l];
         const LayerRows& own = state_->layers[l];
-        const Thread& mine = thread(member);
-        const StretchedRows<Storage> x{state_->stretched[0], rows(), layer.x.units()};
-        const StretchedRows<Storage> h{state_->stretched[1], rows(), layer.h.units()};
-        const Index begin = rows() * member.index / member.count, end = rows() * (member.index + 1) / member.count;
-        if (!layer.from_table)
-            x.take(l ? state_->layers[l - 1].results() : state_->inputs, padded(layer.inputs), begin, end);
-        h.take(own.h, layer.width(), begin, end);
-        member.wait();
-        const Index passes = ceil_divide(rows(), kPassRows);
-        each_panel(member, layer.h.panels(), false, [&](Index p) {
-            const Index columns = layer.h.vectors(p) * kBlock;
-            for (Index pass = 0; pass < passes; ++pass) {
-                const Index first = rows() * pass / passes, last = rows() * (pass + 1) / passes;
-                if (!layer.from_table)
-                    multiply_many(layer.x, p, x, first, last, layer.start + layer.x.place(p), mine.of_inputs, columns);
-                multiply_many(layer.h, p, h, first, last, nullptr, mine.product, columns);
-                const PanelSums inputs{layer.from_table ? nullptr : mine.of_inputs, columns};
-                advance_panel(l, first, last, p, tokens, inputs, {mine.product, columns});
-            }
-            for (Index b = 0; b < rows(); ++b) {
-                const Index at = b * layer.width() + layer.first_unit(p);
-                std::copy(own.h + at, own.h + at + layer.panel_units(p), own.before + at);
-            }
-        });
+        const auto operand = [&](float* to, const float* from, Index width, Index depth) {
+            const ManyRows many{to, ManyRows::stride_of(depth)};
+            many.take(member, from, width, rows(), depth);
+            return StepProduct<Single>{many.data, many.stride, nullptr, 0, packed.h.groups, 0, depth, nullptr};
+        };
+        StepProduct<Single> of_h = operand(state_->operands[1], own.h, layer.width(), layer.units);
+        of_h.b = &packed.h;
+        const Split split(member, rows(), packed.h.group_panels(),
+                          (packed.x.size() + packed.h.size()) * static_cast<Index>(sizeof(float)));
+        const GroupTiles tiles(rows(), split);
+        float* scratch = thread(member).scratch(model_);
+        if (layer.from_table) {
+            member.wait();
+            if (split.takes_part)
+                multiply_step(of_h, split, tiles, rows(), scratch,
+                              [&](Index row, Index first, int count, const float* product, Index width) {
+                                  const Index p = first / kBlock / layer.h.panel_blocks();
+                                  const float* inputs = model_.table + tokens[row] * layer.h.width() +
+                                                        layer.h.place(p) + first - layer.first_unit(p);
+                                  advance_units(l, row, p, first, count, {inputs, layer.panel_units(p)},
+                                                {product, width});
+                              });
+        } else {
+            StepProduct<Single> of_x = operand(state_->operands[0],
+                                               l ? state_->layers[l - 1].results() : state_->inputs,
+                                               padded(layer.inputs), layer.inputs);
+            of_x.b = &packed.x;
+            of_x.start = packed.start;
+            member.wait();
+            if (split.takes_part)
+                multiply_step(std::array{of_x, of_h}, split, tiles, rows(), scratch,
+                              [&](Index row, Index first, int count, const auto& products, Index width) {
+                                  advance_units(l, row, first / kBlock / layer.h.panel_blocks(), first, count,
+                                                {products[0], width}, {products[1], width});
+                              });
+        }
         member.wait();
     }
 
@@ -421,46 +448,53 @@ class StepperOf : public Stepper {
         Index stride;
     };
 
-    // The cell for the units of panel p at step s of a block; `product` is W_hh h of all rows.
+    // Sums of some units of one row, of groups `stride` apart.
+    struct UnitSums {
+        const float* values;
+        Index stride;
+    };
+
+    // The cell, and the residual connection, for the units of panel p at step s of a block; `product` is W_hh h of all
+    // rows.
     void advance_panel(std::size_t l, Index s, Index p, const std::int64_t* tokens, PanelSums product) const {
-        const PackedMatrix<Storage>& h = model_.layers[l].h;
-        const Index first = s * rows();
-        const float* inputs = model_.layers[l].from_table ? nullptr : state_->scratch + first * h.width() + h.place(p);
-        advance_panel(l, first, first + rows(), p, tokens, {inputs, h.width()}, product);
+        const PackedLayer<Storage>& layer = model_.layers[l];
+        const PackedMatrix<Storage>& h = layer.h;
+        const Index units = layer.panel_units(p);
+        for (Index i = s * rows(); i < (s + 1) * rows(); ++i) {
+            const float* inputs = layer.from_table ? model_.table + tokens[i] * h.width() : state_->scratch + i * h.width();
+            advance_units(l, i, p, layer.first_unit(p), static_cast<int>(units), {inputs + h.place(p), units},
+                          {product.values + (i - s * rows()) * product.stride, units});
+        }
     }
 
-    // The cell, and the residual connection, for the units of panel p and rows [first, last) of a block's steps, one
-    // after the other; `inputs`, where there is no table, and `product` begin with the row `first`.
-    void advance_panel(std::size_t l, Index first, Index last, Index p, const std::int64_t* tokens, PanelSums inputs,
-                       PanelSums product) const {
+    // The same for units [first, first + count) of panel p and row i of a block's steps, one after the other.
+    void advance_units(std::size_t l, Index i, Index p, Index first, int count, UnitSums inputs, UnitSums product) const {
         const PackedLayer<Storage>& layer = model_.layers[l];
         const LayerRows& own = state_->layers[l];
-        const Index unit = layer.first_unit(p);
-        const Index place = layer.h.place(p);
+        const Index within = first - layer.first_unit(p);
+        const Index at = i % rows() * layer.width() + first;
         ForwardRow<float> row{};
-        row.units = row.inputs_stride = row.product_stride = layer.panel_units(p);
-        row.count = static_cast<int>(layer.panel_units(p));
-        row.bias_hh = layer.bias_hh ? layer.bias_hh + place : nullptr;
-        row.peephole = layer.peephole ? layer.peephole + 3 * unit : nullptr;
-        row.zoneout_h = layer.zoneout_h ? layer.zoneout_h + unit : nullptr;
-        row.zoneout_c = layer.zoneout_c ? layer.zoneout_c + unit : nullptr;
-        for (Index i = first; i < last; ++i) {
-            const Index at = i % rows() * layer.width() + unit;
-            row.inputs = layer.from_table ? model_.table + tokens[i] * layer.h.width() + place
-                                          : inputs.values + (i - first) * inputs.stride;
-            row.product = product.values + (i - first) * product.stride;
-            row.h = own.h + at;
-            row.c = own.c + at;
-            row.h_out = own.outputs + i * layer.width() + unit;
-            for (Index j = 0; j < row.units; j += kBlock) {  // rows stand too far apart to be foreseen
-                const Index there = kRowsAhead * layer.width() + j;
-                __builtin_prefetch(row.c + there, 1);
-                __builtin_prefetch(row.h + there, 1);
-                __builtin_prefetch(row.h_out + there, 1);
-            }
-            advance_row(layer.cell, row);
-            if (own.summed) add_inputs(l, i * layer.width() + unit, layer.panel_units(p));
+        row.units = layer.panel_units(p);
+        row.count = count;
+        row.bias_hh = layer.bias_hh ? layer.bias_hh + layer.h.place(p) + within : nullptr;
+        row.peephole = layer.peephole ? layer.peephole + 3 * layer.first_unit(p) + within : nullptr;
+        row.zoneout_h = layer.zoneout_h ? layer.zoneout_h + first : nullptr;
+        row.zoneout_c = layer.zoneout_c ? layer.zoneout_c + first : nullptr;
+        row.inputs = inputs.values;
+        row.inputs_stride = inputs.stride;
+        row.product = product.values;
+        row.product_stride = product.stride;
+        row.h = own.h + at;
+        row.c = own.c + at;
+        row.h_out = own.outputs + i * layer.width() + first;
+        for (Index j = 0; j < count; j += kBlock) {  // rows stand too far apart to be foreseen
+            const Index there = kRowsAhead * layer.width() + j;
+            __builtin_prefetch(row.c + there, 1);
+            __builtin_prefetch(row.h + there, 1);
+            __builtin_prefetch(row.h_out + there, 1);
         }
+        advance_row(layer.cell, row);
+        if (own.summed) add_inputs(l, i * layer.width() + first, count);
     }
 
     // Layers with a residual connection have one size, so that the inputs stand where the outputs do.
@@ -486,15 +520,22 @@ class StepperOf : public Stepper {
     }
 
     void read_out_many(const Member& member, const float* from) {
-        const PackedMatrix<Storage>& matrix = model_.readout;
-        const StretchedRows<Storage> h{state_->stretched[0], rows(), matrix.units()};
-        h.take(from, model_.layers.back().width(), rows() * member.index / member.count,
-               rows() * (member.index + 1) / member.count);
+        const ManyColumns& columns = model_.readout_of_many();
+        const Index units = model_.layers.back().units;
+        const ManyRows h{state_->operands[0], ManyRows::stride_of(units)};
+        h.take(member, from, model_.layers.back().width(), rows(), units);
         member.wait();
-        each_panel(member, matrix.panels(), false, [&](Index p) {
-            multiply_many(matrix, p, h, 0, rows(), model_.readout_start + matrix.place(p),
-                          state_->logits + matrix.place(p), matrix.width());
-        });
+        const Index width = model_.readout.width();
+        float* scratch = thread(member).scratch(model_);
+        const Index first = columns.blocks() * member.index / member.count;
+        const Index end = columns.blocks() * (member.index + 1) / member.count;
+        for (Index block = first; block < end; ++block) {
+            const Index at = block * ManyColumns::kColumns;
+            const Index count = std::min(ManyColumns::kColumns, width - at);
+            columns.each_row(h, block, 0, rows(), scratch, [&](Index row, const float* sums) {
+                std::copy_n(sums, count, state_->logits + row * width + at);
+            });
+        }
     }
 
     // Step i of a chunk for row b.

@@ -1,6 +1,8 @@
 // How the members of a team share the time loop, and the products within it.
 #pragma once
 
+#include <span>
+
 #include "problem.hpp"
 
 namespace throughtime {
@@ -60,72 +62,105 @@ inline Index products_size(Index groups) {
 // groups) of `b`, whose depth may begin further down.
 template <class Format>
 struct StepProduct {
-    const typename Format::Packed* operand;
+    using Real = typename Format::Real;
+    using Packed = typename Format::Packed;
+    const Packed* operand;
     Index stride;
     const Panels<Format>* b;
     Index first_group = 0;
     Index groups = 1;
     Index first_depth = 0;
     Index depth = 0;
+    const Real* start = nullptr;  // (groups, panels of a group, kWidth) added to it
+
+    const Packed* block(Index p, Index k0, Index group) const {
+        return b->panel((first_group + group) * b->group_panels() + p) + (first_depth + k0) * kWidth<Format>;
+    }
 };
 
-// The product for one member's rows and columns, and what follows it while it is in the cache: visit(j, first, count,
-// product, width) is told that columns [first, first + count) of each group of row j stand at product + group · width.
-template <class Format, class Visit>
-void multiply_step(const StepProduct<Format>& step, const Split& split, const GroupTiles& tiles, Index running,
-                   typename Format::Real* scratch, Visit visit) {
+// The product of the tiles `pass` and panels [p, p + panels) of each group: row by row, group by group, into `products`.
+// `after` is what of B comes next.
+template <class Format>
+void multiply_pass(const StepProduct<Format>& step, const Tiles& tiles, std::span<const Index> pass, Index p,
+                   Index panels, const typename Format::Packed* after, typename Format::Real* products) {
+    std::array<typename Format::Real*, kTileRows> rows;
+    const Index width = panels * kWidth<Format>;
+    // A panel's part of one block of depth stays in the first cache while all tiles pass by it.
+    for (Index k0 = 0; k0 < step.depth; k0 += kBlockDepth) {
+        const bool is_last = k0 + kBlockDepth >= step.depth;
+        TileCall<Format> call{};
+        call.units = ceil_divide(std::min(step.depth - k0, kBlockDepth), Format::kUnit);
+        call.stride = step.stride;
+        call.panel_stride = step.b->panel_size();
+        call.c = rows.data();
+        call.carry = k0 > 0;
+        for (Index group = 0; group < step.groups; ++group) {
+            call.b = step.block(p, k0, group);
+            if (step.start && is_last) call.start = step.start + (group * step.b->group_panels() + p) * kWidth<Format>;
+            const auto* next = group + 1 < step.groups ? step.block(p, k0, group + 1)
+                               : !is_last              ? step.block(p, k0 + kBlockDepth, 0)
+                                                       : after;
+            Index row = 0;
+            for (std::size_t i = 0; i < pass.size(); ++i) {
+                const int height = tiles.height(pass[i]);
+                for (int r = 0; r < height; ++r)
+                    rows[static_cast<std::size_t>(r)] = products + ((row + r) * step.groups + group) * width;
+                call.a = step.operand + tiles.begin(pass[i]) * step.stride + k0;
+                look_ahead(call, next, static_cast<Index>(i), static_cast<Index>(pass.size()));
+                multiply_tile<Format, Layout::kRowMajor>(height, call, panels, kWidth<Format>);
+                row += height;
+            }
+        }
+    }
+}
+
+// Products with matrices of one width, for one member's rows and columns, and what follows them while they are in the
+// cache: visit(j, first, count, products, width) is told that columns [first, first + count) of each group of row j stand
+// at products[i] + group · width. `scratch` has products_size for each product.
+template <class Format, std::size_t Count, class Visit>
+void multiply_step(const std::array<StepProduct<Format>, Count>& steps, const Split& split, const GroupTiles& tiles,
+                   Index running, typename Format::Real* scratch, Visit visit) {
     using Real = typename Format::Real;
-    const Panels<Format>& b = *step.b;
+    const Panels<Format>& b = *steps[0].b;
     const Index first_panel = split.first_panel(b.group_panels()), end_panel = split.end_panel(b.group_panels());
     std::array<Index, kPassTiles> pass;
-    std::array<Real*, kTileRows> rows;
     for (Index next = tiles.first; next < tiles.all.count && tiles.all.begin(next) < running;) {
         std::size_t taken = 0;
         for (; taken < kPassTiles && next < tiles.all.count && tiles.all.begin(next) < running; next += tiles.step)
             pass[taken++] = next;
         const Index at_once = panels_at_once(tiles.all.height(pass[0]));
-        const auto block = [&](Index p, Index k0, Index group) {
-            return b.panel((step.first_group + group) * b.group_panels() + p) + (step.first_depth + k0) * kWidth<Format>;
-        };
         for (Index p = first_panel; p < end_panel; p += at_once) {
             const Index panels = std::min(at_once, end_panel - p);
             const Index width = panels * kWidth<Format>;
-            // A panel's part of one block of depth stays in the first cache while all tiles pass by it.
-            for (Index k0 = 0; k0 < step.depth; k0 += kBlockDepth) {
-                TileCall<Format> call{};
-                call.units = ceil_divide(std::min(step.depth - k0, kBlockDepth), Format::kUnit);
-                call.stride = step.stride;
-                call.panel_stride = b.panel_size();
-                call.c = rows.data();
-                call.add = k0 > 0;
-                for (Index group = 0; group < step.groups; ++group) {
-                    call.b = block(p, k0, group);
-                    const auto* next = group + 1 < step.groups         ? block(p, k0, group + 1)
-                                       : k0 + kBlockDepth < step.depth ? block(p, k0 + kBlockDepth, 0)
-                                       : p + at_once < end_panel       ? block(p + at_once, 0, 0)
-                                                                       : block(first_panel, 0, 0);
-                    Index row = 0;
-                    for (std::size_t i = 0; i < taken; ++i) {
-                        const int height = tiles.all.height(pass[i]);
-                        for (int r = 0; r < height; ++r)
-                            rows[static_cast<std::size_t>(r)] = scratch + ((row + r) * step.groups + group) * width;
-                        call.a = step.operand + tiles.all.begin(pass[i]) * step.stride + k0;
-                        look_ahead(call, next, static_cast<Index>(i), static_cast<Index>(taken));
-                        multiply_tile<Format, Layout::kRowMajor>(height, call, panels, kWidth<Format>);
-                        row += height;
-                    }
-                }
+            const auto* after = steps[0].block(p + at_once < end_panel ? p + at_once : first_panel, 0, 0);
+            std::array<Real*, Count> products;
+            for (std::size_t i = 0; i < Count; ++i) {
+                products[i] = scratch + static_cast<Index>(i) * products_size<Format>(steps[i].groups);
+                multiply_pass(steps[i], tiles.all, std::span(pass).first(taken), p, panels,
+                              i + 1 < Count ? steps[i + 1].block(p, 0, 0) : after, products[i]);
             }
             const Index first = p * kWidth<Format>;
             const int count = static_cast<int>(std::min(width, b.columns - first));
-            Index row = 0;
             for (std::size_t i = 0; i < taken; ++i) {
                 const Index begin = tiles.all.begin(pass[i]);
-                for (int r = 0; r < tiles.all.height(pass[i]); ++r, ++row)
-                    if (begin + r < running) visit(begin + r, first, count, scratch + row * step.groups * width, width);
+                for (int r = 0; r < tiles.all.height(pass[i]); ++r) {
+                    if (begin + r < running) visit(begin + r, first, count, products, width);
+                    for (std::size_t product = 0; product < Count; ++product)
+                        products[product] += steps[product].groups * width;
+                }
             }
         }
     }
+}
+
+// The same for one product: visit(j, first, count, product, width).
+template <class Format, class Visit>
+void multiply_step(const StepProduct<Format>& step, const Split& split, const GroupTiles& tiles, Index running,
+                   typename Format::Real* scratch, Visit visit) {
+    multiply_step(std::array{step}, split, tiles, running, scratch,
+                  [&](Index j, Index first, int count, const auto& products, Index width) {
+                      visit(j, first, count, products[0], width);
+                  });
 }
 
 }  // namespace throughtime

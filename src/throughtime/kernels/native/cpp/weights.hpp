@@ -26,7 +26,6 @@ inline constexpr int kMostRows = 6;
 inline constexpr int kMostSums = 12;  // of 16 registers
 inline constexpr int kMostRows = 4;
 #endif
-inline constexpr int kLeastTile = 3;  // rows of a tile, where there are many
 
 inline Index padded(Index columns) { return round_up(columns, kBlock); }
 
@@ -47,6 +46,7 @@ struct StoredSingle {
     static Sums operand(const Operand* a, int) { return broadcast(*a); }
     static Sums weights(const Stored* b, int) { return load(b); }
     static Sums multiply_add(Sums c, Sums a, Sums b) { return c + a * b; }
+    static float real(Stored weight) { return weight; }
 };
 
 // Weights rounded to bfloat16, widened again where they are used: rows and sums stay float. Of a pair in depth the first
@@ -66,6 +66,7 @@ struct StoredBfloat16 {
         return bits_to_real<float>(part == 0 ? pairs << 16 : pairs & ~0xffff);
     }
     static Sums multiply_add(Sums c, Sums a, Sums b) { return c + a * b; }
+    static float real(Stored weight) { return std::bit_cast<float>(static_cast<std::uint32_t>(weight) << 16); }
 };
 
 // Weights as whole numbers of -127..127 times a scale for each column, rows as whole numbers of that range times a scale
@@ -222,6 +223,24 @@ struct PackedMatrix {
                 visit(group * blocks_of(p) * kBlock + j, column < columns ? group * columns + column : -1);
             }
         }
+    }
+
+    // Calls visit(group, block of columns, panel, place of the block within the panel's columns) for each block.
+    template <class Visit>
+    void each_block(Visit visit) const {
+        for (Index group = 0; group < groups; ++group) {
+            for (Index block = 0; block < blocks(); ++block) {
+                const Index p = block / panel_blocks();
+                visit(group, block, p, (group * blocks_of(p) + block - first_block(p)) * kBlock);
+            }
+        }
+    }
+
+    // What stands in panel p for element k of depth and the column at this place within it.
+    float weight(Index p, Index k, Index at) const {
+        constexpr Index kUnit = Storage::kUnit;
+        const Index line = vectors(p) * kBlock;
+        return Storage::real(panel(p)[(k / kUnit * line + at) * kUnit + Storage::place(static_cast<int>(k % kUnit))]);
     }
 
     // Packs panel p of `weight` (groups · columns, depth).
@@ -392,60 +411,6 @@ inline void multiply_panel(const PackedMatrix<Storage>& b, Index p, Index rows, 
         const int height = static_cast<int>(rows * (tile + 1) / tiles - first);
         multiply_tile(b, p, height, {a.data + first * a.stride, a.stride, a.scales ? a.scales + first : nullptr}, 0,
                       b.units(), start, out + first * out_stride, out_stride);
-    }
-}
-
-// -- The product of many rows -----------------------------------------------------------------------------------------
-//
-// Many rows make it worth to read a panel from the first cache: they all pass by a stretch of its depth that fits in,
-// while the sums so far wait in `out`. Their own numbers stand in that order too. Sums are those of `multiply_panel`, to
-// the bit.
-
-// So many units of depth are a stretch.
-template <class Storage>
-inline constexpr Index kStretch =
-    (Index{32} << 10) / (kPanelSums * kBlock * Storage::kUnit * static_cast<Index>(sizeof(typename Storage::Stored)));
-
-// Rows of one depth as (stretch, row, depth of the stretch).
-template <class Storage>
-struct StretchedRows {
-    float* data;
-    Index rows;
-    Index units;  // of depth
-
-    Index end(Index k0) const { return std::min(units, k0 + kStretch<Storage>); }
-    Index width(Index k0) const { return (end(k0) - k0) * Storage::kUnit; }
-    float* row(Index k0, Index i) const { return data + k0 * Storage::kUnit * rows + i * width(k0); }
-
-    // Takes rows [first, last) from where they stand `stride` apart.
-    void take(const float* from, Index stride, Index first, Index last) const {
-        for (Index k0 = 0; k0 < units; k0 += kStretch<Storage>)
-            for (Index i = first; i < last; ++i)
-                std::copy_n(from + i * stride + k0 * Storage::kUnit, width(k0), row(k0, i));
-    }
-};
-
-// out = start + a B for panel p and rows [first, last); start and out begin with the panel's first column, out with the
-// row `first`.
-template <class Storage>
-inline void multiply_many(const PackedMatrix<Storage>& b, Index p, const StretchedRows<Storage>& a, Index first,
-                          Index last, const float* start, float* out, Index out_stride) {
-    constexpr Index kLine = 64 / sizeof(typename Storage::Stored);  // of the cache
-    const Index height = std::clamp<Index>(kMostSums / b.vectors(p), kLeastTile, kMostRows);
-    const Index tiles = ceil_divide(last - first, height);
-    const Index weights = b.vectors(p) * kBlock * Storage::kUnit;  // of one unit
-    for (Index k0 = 0; k0 < b.units(); k0 += kStretch<Storage>) {
-        const Index k1 = a.end(k0);
-        const auto* next = b.panel(p) + k1 * weights;
-        const Index lines = (k1 - k0) * weights / kLine;
-        for (Index tile = 0; tile < tiles; ++tile) {
-            const Index begin = (last - first) * tile / tiles, end = (last - first) * (tile + 1) / tiles;
-            // The next stretch comes nearer meanwhile.
-            for (Index i = lines * tile / tiles; i < lines * (tile + 1) / tiles; ++i)
-                __builtin_prefetch(next + i * kLine, 0, 2);
-            multiply_tile(b, p, static_cast<int>(end - begin), {a.row(k0, first + begin), a.width(k0), nullptr}, k0,
-                          k1, start, out + begin * out_stride, out_stride);
-        }
     }
 }
 

@@ -1,0 +1,89 @@
+// Products of many rows with weights that stay packed: the panels and the kernel of gemm.hpp, in which many rows pass by
+// a panel while it is in the first cache. Sums are those of `multiply_panel`, to the bit.
+#pragma once
+
+#include "team.hpp"
+#include "weights.hpp"
+
+namespace throughtime {
+
+// The panels that hold what a packed matrix does.
+template <class Storage, class Memory>
+Panels<Single> panels_of(const PackedMatrix<Storage>& matrix, Memory& memory) {
+    Panels<Single> panels{matrix.depth, matrix.groups, matrix.columns};
+    panels.data = memory.template take<float>(panels.size());
+    std::fill_n(panels.data, panels.size(), 0.0f);
+    matrix.each_block([&](Index group, Index block, Index p, Index at) {
+        float* to = panels.panel(group * panels.group_panels() + block / kPanelVectors) + block % kPanelVectors * kBlock;
+        for (Index k = 0; k < matrix.depth; ++k)
+            for (int j = 0; j < kBlock; ++j) to[k * kWidth<Single> + j] = matrix.weight(p, k, at + j);
+    });
+    return panels;
+}
+
+// Values of all columns, in the order of `PackedMatrix::pack_values`, in that of the panels; `rest` where there is none.
+template <class Storage, class Memory>
+float* values_of(const PackedMatrix<Storage>& matrix, const float* values, float rest, Memory& memory) {
+    const Panels<Single> panels{matrix.depth, matrix.groups, matrix.columns};
+    float* to = memory.template take<float>(panels.panels() * kWidth<Single>);
+    std::fill_n(to, panels.panels() * kWidth<Single>, rest);
+    matrix.each_block([&](Index group, Index block, Index p, Index at) {
+        std::copy_n(values + matrix.place(p) + at, kBlock,
+                    to + group * panels.group_panels() * kWidth<Single> + block * kBlock);
+    });
+    return to;
+}
+
+// Rows as those products take them.
+struct ManyRows {
+    float* data;
+    Index stride;
+
+    static Index stride_of(Index depth) { return padded_stride<Single>(depth); }
+
+    // A member's share of the rows, from where they stand `from_stride` apart.
+    void take(const Member& member, const float* from, Index from_stride, Index rows, Index depth) const {
+        for (Index i = rows * member.index / member.count; i < rows * (member.index + 1) / member.count; ++i)
+            std::copy_n(from + i * from_stride, depth, data + i * stride);
+    }
+};
+
+// The columns of a readout, a block of kColumns at a time.
+struct ManyColumns {
+    static constexpr Index kBlockPanels = kPanelSums / kPanelVectors;
+    static constexpr Index kColumns = kBlockPanels * kWidth<Single>;
+
+    Panels<Single> panels;  // of one group
+    const float* start;     // of all panels
+
+    Index blocks() const { return ceil_divide(panels.panels(), kBlockPanels); }
+
+    // Elements of scratch that a member needs for `each_row`.
+    static Index scratch_size() { return kPassTiles * kTileRows * kColumns; }
+
+    // Calls visit(row, sums) for rows [begin, end) and the columns of one block, as many as there are panels for.
+    template <class Visit>
+    void each_row(const ManyRows& a, Index block, Index begin, Index end, float* scratch, Visit visit) const {
+        // Each panel is a group of its own: a row's sums then stand together.
+        const Panels<Single> apart{panels.depth, panels.panels(), kWidth<Single>, panels.data};
+        const Index first_panel = block * kBlockPanels;
+        StepProduct<Single> product{a.data + begin * a.stride, a.stride, &apart};
+        product.first_group = first_panel;
+        product.groups = std::min(kBlockPanels, panels.panels() - first_panel);
+        product.depth = panels.depth;
+        product.start = start + first_panel * kWidth<Single>;
+        const Tiles tiles(end - begin);
+        std::array<Index, kPassTiles> pass;
+        const auto* after = panels.panel(block + 1 < blocks() ? first_panel + kBlockPanels : first_panel);
+        for (Index next = 0; next < tiles.count;) {
+            const Index first = begin + tiles.begin(next);
+            std::size_t taken = 0;
+            while (taken < kPassTiles && next < tiles.count) pass[taken++] = next++;
+            multiply_pass(product, tiles, std::span<const Index>(pass).first(taken), 0, 1, after, scratch);
+            const Index width = product.groups * kWidth<Single>;
+            for (Index row = first; row < begin + tiles.begin(next); ++row) visit(row, scratch + (row - first) * width);
+        }
+    }
+};
+
+}  // namespace throughtime

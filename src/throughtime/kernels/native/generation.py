@@ -320,6 +320,8 @@ class Stepper:
                     _check(f"{'c' if memory else 'h'} of layer {layer}", values, (count, units), torch.float32)
                     address = 0 if picked is None else picked.data_ptr()
                     self._native.set_state(layer, memory, values.data_ptr(), address, count)
+        if picked is not None:
+            self._native.share(picked.data_ptr(), len(layers[0].h))
 
     def _check_has_logits(self) -> None:
         if not self.model.vocabulary_size:

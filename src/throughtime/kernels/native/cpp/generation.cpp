@@ -170,6 +170,12 @@ class Rows {
         return stepper_->set_state(layer, memory, at<const float>(from), at<const std::int64_t>(picked));
     }
 
+    void share(std::uintptr_t picked, Index count) {
+        const Turn turn(*this);
+        check(at<const std::int64_t>(picked), rows(), count, "the rows");
+        stepper_->share(at<const std::int64_t>(picked));
+    }
+
   private:
     // While the lock of the interpreter is released, another Python thread may come.
     class Turn {
@@ -229,7 +235,8 @@ void bind_generation(nb::module_& m) {
         .def("reorder", &Rows::reorder, nb::arg("indices"), nb::arg("count"), "Row i becomes what indices[i] was.")
         .def("copy_state", &Rows::copy_state, nb::arg("layer"), nb::arg("memory"), nb::arg("to"))
         .def("set_state", &Rows::set_state, nb::arg("layer"), nb::arg("memory"), nb::arg("from"), nb::arg("picked"),
-             nb::arg("count"));
+             nb::arg("count"))
+        .def("share", &Rows::share, nb::arg("picked"), nb::arg("count"), "The states set last are those of rows `picked`.");
 }
 
 }  // namespace throughtime

@@ -81,6 +81,8 @@ class Stepper {
     // the state is row picked[i] of `from`.
     virtual bool copy_state(Index layer, bool memory, float* to) const = 0;
     virtual bool set_state(Index layer, bool memory, const float* from, const std::int64_t* picked) = 0;
+    // Once the states of all layers are set from rows `picked`: what rows from one have in common is computed once.
+    virtual void share(const std::int64_t* picked) = 0;
 };
 
 // Fewer bytes of weights than this for each thread, and it costs more to wake it than it saves.

@@ -41,10 +41,11 @@ struct ManyRows {
 
     static Index stride_of(Index depth) { return padded_stride<Single>(depth); }
 
-    // A member's share of the rows, from where they stand `from_stride` apart.
-    void take(const Member& member, const float* from, Index from_stride, Index rows, Index depth) const {
+    // A member's share of them: row(i) is the i-th.
+    template <class Row>
+    void take(const Member& member, Index rows, Index depth, Row row) const {
         for (Index i = rows * member.index / member.count; i < rows * (member.index + 1) / member.count; ++i)
-            std::copy_n(from + i * from_stride, depth, data + i * stride);
+            std::copy_n(row(i), depth, data + i * stride);
     }
 };
 

@@ -289,7 +289,7 @@ class PackedReadout {
         }
 
         void begin(const Member& member) const {
-            operand.take(member, h, readout.units(), rows, readout.units());
+            operand.take(member, rows, readout.units(), [&](Index i) { return h + i * readout.units(); });
             member.wait();
         }
 

@@ -1,6 +1,8 @@
 // A model's rows, advanced one step or one block of steps at a time by a team of threads.
 #pragma once
 
+#include <numeric>
+
 #include "packing.hpp"
 
 namespace throughtime {
@@ -28,6 +30,48 @@ struct LayerRows {
     const float* results() const { return summed ? summed : outputs; }
 };
 
+// Rows that go on from one row have one product W_hh h: which rows these are, until the next step.
+struct Siblings {
+    std::vector<Index> family;   // (B) of each row
+    std::vector<Index> first;    // (F + 1) where a family begins among the rows in their order
+    std::vector<Index> members;  // (B) rows, family by family
+
+    Index families() const { return std::max<Index>(0, static_cast<Index>(first.size()) - 1); }
+    Index head(Index f) const { return members[static_cast<std::size_t>(first[static_cast<std::size_t>(f)])]; }
+
+    template <class Visit>
+    void each(Index f, Visit visit) const {
+        const auto at = static_cast<std::size_t>(f);
+        for (Index i = first[at]; i < first[at + 1]; ++i) visit(members[static_cast<std::size_t>(i)]);
+    }
+
+    void clear() { first.clear(); }
+
+    // Row i goes on from row picked[i].
+    void find(const std::int64_t* picked, Index rows) {
+        const Index parents = *std::max_element(picked, picked + rows) + 1;
+        std::vector<Index> of_parent(static_cast<std::size_t>(parents), -1);
+        family.resize(static_cast<std::size_t>(rows));
+        first.assign(1, 0);
+        for (Index i = 0; i < rows; ++i) {
+            Index& known = of_parent[static_cast<std::size_t>(picked[i])];
+            if (known < 0) {
+                known = families();
+                first.push_back(0);
+            }
+            family[static_cast<std::size_t>(i)] = known;
+            ++first[static_cast<std::size_t>(known) + 1];
+        }
+        std::partial_sum(first.begin(), first.end(), first.begin());
+        members.resize(static_cast<std::size_t>(rows));
+        std::vector<Index> next(first.begin(), first.end() - 1);
+        for (Index i = 0; i < rows; ++i) {
+            Index& place = next[static_cast<std::size_t>(family[static_cast<std::size_t>(i)])];
+            members[static_cast<std::size_t>(place++)] = i;
+        }
+    }
+};
+
 template <class Storage>
 class StepperOf : public Stepper {
   public:
@@ -36,6 +80,7 @@ class StepperOf : public Stepper {
     void begin(Index rows) override {
         if (!state_ || rows != state_->rows) state_ = std::make_unique<State>(model_, rows);
         state_->clear(model_);
+        siblings_.clear();
         paired_since_ = turn_;
         has_logits_ = false;
     }
@@ -141,6 +186,8 @@ class StepperOf : public Stepper {
         if (std::max(next->rows, rows) > kFewRows) paired_since_ = turn_;
         spare_ = std::move(next);
         has_logits_ = false;
+        siblings_.clear();
+        share(indices);
     }
 
     bool copy_state(Index layer, bool memory, float* to) const override {
@@ -155,6 +202,7 @@ class StepperOf : public Stepper {
         const PackedLayer<Storage>& packed = model_.layers[static_cast<std::size_t>(layer)];
         const LayerRows& own = state_->layers[static_cast<std::size_t>(layer)];
         if (memory && packed.cell != Cell::kLstm) return false;
+        siblings_.clear();
         for (Index b = 0; b < rows(); ++b) {
             const float* row = from + (picked ? picked[b] : b) * packed.units;
             std::copy(row, row + packed.units, (memory ? own.c : own.h) + b * packed.width());
@@ -163,6 +211,10 @@ class StepperOf : public Stepper {
         paired_since_ = turn_;
         has_logits_ = false;
         return true;
+    }
+
+    void share(const std::int64_t* picked) override {
+        if (is_many(rows())) siblings_.find(picked, rows());
     }
 
   private:
@@ -188,6 +240,10 @@ class StepperOf : public Stepper {
                 for (const PackedLayer<Storage>& layer : model.layers)
                     deepest = std::max({deepest, layer.inputs, layer.units});
                 for (float*& operand : operands) operand = zeros(rows * ManyRows::stride_of(deepest));
+                Index widest = 0;
+                for (const PackedLayer<Storage>& layer : model.layers)
+                    if (!layer.from_table) widest = std::max(widest, gates_of(layer.cell) * layer.width());
+                shared = memory.template take<float>(rows * widest);
             }
             if (model.vocabulary) tokens = memory.template take<std::int64_t>(rows);
             if (!model.has_readout()) return;
@@ -214,6 +270,7 @@ class StepperOf : public Stepper {
         float* scratch = nullptr;  // (S, B, G H padded, the most of any layer) what the inputs contribute
         float* logits = nullptr;   // (B, V padded)
         std::array<float*, 2> operands{};  // of many rows: x, and h before the step, as the products take them
+        float* shared = nullptr;  // of many rows: what those that go on from one row have in common, W_hh h
         std::int64_t* tokens = nullptr;  // (B) fed next
     };
 
@@ -271,6 +328,7 @@ class StepperOf : public Stepper {
 
     void count_steps(Index steps) {
         turn_ += steps;
+        siblings_.clear();
         if (!in_pairs_) paired_since_ = turn_;
     }
 
@@ -322,7 +380,7 @@ class StepperOf : public Stepper {
             const LayerRows& own = state_->layers[l];
             if constexpr (!Storage::kQuantised) {
                 if (steps == 1 && is_many(rows())) {
-                    advance_many(member, l, tokens);
+                    advance_many(member, l, tokens, turn == 0 && siblings_.families() > 0);
                     continue;
                 }
             }
@@ -351,47 +409,74 @@ class StepperOf : public Stepper {
         }
     }
 
-    // A step of many rows: panel by panel both products and the cell, some rows at a time, whose sums stay near.
-    void advance_many(const Member& member, std::size_t l, const std::int64_t* tokens) {
+    // A step of many rows: panel by panel the products and the cell, some rows at a time, whose sums stay near. Of rows
+    // that go on from one row, W_hh h is that of the first.
+    void advance_many(const Member& member, std::size_t l, const std::int64_t* tokens, bool shares) {
         const PackedLayer<Storage>& layer = model_.layers[l];
         const ManyRowsLayer& packed = model_.layers_of_many()[l];
         const LayerRows& own = state_->layers[l];
-        const auto operand = [&](float* to, const float* from, Index width, Index depth) {
-            const ManyRows many{to, ManyRows::stride_of(depth)};
-            many.take(member, from, width, rows(), depth);
-            return StepProduct<Single>{many.data, many.stride, nullptr, 0, packed.h.groups, 0, depth, nullptr};
-        };
-        StepProduct<Single> of_h = operand(state_->operands[1], own.h, layer.width(), layer.units);
-        of_h.b = &packed.h;
-        const Split split(member, rows(), packed.h.group_panels(),
-                          (packed.x.size() + packed.h.size()) * static_cast<Index>(sizeof(float)));
-        const GroupTiles tiles(rows(), split);
+        const Index families = shares ? siblings_.families() : rows();
+        const auto panel_of = [&](Index first) { return first / kBlock / layer.h.panel_blocks(); };
+        const auto weights = (packed.x.size() + packed.h.size()) * static_cast<Index>(sizeof(float));
+        const Split split(member, rows(), packed.h.group_panels(), weights);
         float* scratch = thread(member).scratch(model_);
+
+        const ManyRows h{state_->operands[1], ManyRows::stride_of(layer.units)};
+        h.take(member, families, layer.units,
+               [&](Index i) { return own.h + (shares ? siblings_.head(i) : i) * layer.width(); });
+        const StepProduct<Single> of_h{h.data, h.stride, &packed.h, 0, packed.h.groups, 0, layer.units, nullptr};
+        const GroupTiles tiles_of_h(families, split);
         if (layer.from_table) {
             member.wait();
-            if (split.takes_part)
-                multiply_step(of_h, split, tiles, rows(), scratch,
-                              [&](Index row, Index first, int count, const float* product, Index width) {
-                                  const Index p = first / kBlock / layer.h.panel_blocks();
-                                  const float* inputs = model_.table + tokens[row] * layer.h.width() +
-                                                        layer.h.place(p) + first - layer.first_unit(p);
-                                  advance_units(l, row, p, first, count, {inputs, layer.panel_units(p)},
-                                                {product, width});
-                              });
-        } else {
-            StepProduct<Single> of_x = operand(state_->operands[0],
-                                               l ? state_->layers[l - 1].results() : state_->inputs,
-                                               padded(layer.inputs), layer.inputs);
-            of_x.b = &packed.x;
-            of_x.start = packed.start;
+            const auto advance_family = [&](Index f, Index first, int count, const float* product, Index width) {
+                const Index p = panel_of(first);
+                const Index at = layer.h.place(p) + first - layer.first_unit(p);
+                const auto visit = [&](Index row) {
+                    const float* inputs = model_.table + tokens[row] * layer.h.width() + at;
+                    advance_units(l, row, p, first, count, {inputs, layer.panel_units(p)}, {product, width});
+                };
+                if (shares) {
+                    siblings_.each(f, visit);
+                } else {
+                    visit(f);
+                }
+            };
+            if (split.takes_part) multiply_step(of_h, split, tiles_of_h, families, scratch, advance_family);
             member.wait();
+            return;
+        }
+        const ManyRows x{state_->operands[0], ManyRows::stride_of(layer.inputs)};
+        const float* from = l ? state_->layers[l - 1].results() : state_->inputs;
+        x.take(member, rows(), layer.inputs, [&](Index i) { return from + i * padded(layer.inputs); });
+        const StepProduct<Single> of_x{x.data, x.stride, &packed.x, 0, packed.x.groups, 0, layer.inputs, packed.start};
+        const GroupTiles tiles(rows(), split);
+        member.wait();
+        if (!shares) {
             if (split.takes_part)
                 multiply_step(std::array{of_x, of_h}, split, tiles, rows(), scratch,
                               [&](Index row, Index first, int count, const auto& products, Index width) {
-                                  advance_units(l, row, first / kBlock / layer.h.panel_blocks(), first, count,
-                                                {products[0], width}, {products[1], width});
+                                  advance_units(l, row, panel_of(first), first, count, {products[0], width},
+                                                {products[1], width});
                               });
+            member.wait();
+            return;
         }
+        const Index gates = packed.h.groups;
+        const auto shared = [&](Index f, Index first) { return state_->shared + f * gates * layer.width() + first; };
+        if (split.takes_part)
+            multiply_step(of_h, split, tiles_of_h, families, scratch,
+                          [&](Index f, Index first, int count, const float* product, Index width) {
+                              for (Index gate = 0; gate < gates; ++gate)
+                                  std::copy_n(product + gate * width, count, shared(f, first) + gate * layer.width());
+                          });
+        member.wait();
+        if (split.takes_part)
+            multiply_step(of_x, split, tiles, rows(), scratch,
+                          [&](Index row, Index first, int count, const float* sums, Index width) {
+                              const Index f = siblings_.family[static_cast<std::size_t>(row)];
+                              advance_units(l, row, panel_of(first), first, count, {sums, width},
+                                            {shared(f, first), layer.width()});
+                          });
         member.wait();
     }
 
@@ -523,7 +608,7 @@ class StepperOf : public Stepper {
         const ManyColumns& columns = model_.readout_of_many();
         const Index units = model_.layers.back().units;
         const ManyRows h{state_->operands[0], ManyRows::stride_of(units)};
-        h.take(member, from, model_.layers.back().width(), rows(), units);
+        h.take(member, rows(), units, [&](Index i) { return from + i * model_.layers.back().width(); });
         member.wait();
         const Index width = model_.readout.width();
         float* scratch = thread(member).scratch(model_);
@@ -567,6 +652,7 @@ class StepperOf : public Stepper {
     Index paired_since_ = 0;   // all steps since this one have looked ahead in their turn
     Index last_ = 0;           // the last step within its block
     bool has_logits_ = false;
+    Siblings siblings_;
 };
 
 template <class Storage>

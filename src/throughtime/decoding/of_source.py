@@ -89,6 +89,7 @@ class OfSource(nn.Module):
         self.batch_size = None if single else tokens.shape[1]
         packed = packed_decoder(model)
         self._steps = None if packed is None else DecoderSteps(packed, model.decoder.cell_type.State)
+        self._attention = None if packed is None else packed.attention
         self._readout: PackedReadout | None = None
         if packed is not None and config.stop == "end_symbol":
             self._readout = packed.readout
@@ -215,6 +216,8 @@ class OfSource(nn.Module):
         """h̃(t) and α(t): the rows of one source as several queries of one memory."""
         model, memory = self.model, state.memory
         assert memory is not None
+        if self._attention is not None:
+            return self._attention.attend(h, memory.keys, memory.values, memory.inside)
         if state.coverage is None:
             query = h.view(len(state.present), state.each, -1)  # (G, K, H)
             context, weights = model.attention(query, memory)

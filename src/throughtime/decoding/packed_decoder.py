@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from throughtime.kernels.native.attention import PackedAttention
 from throughtime.kernels.native.generation import Ends, LayerState, PackedModel, Stepper, fingerprint
 from throughtime.kernels.native.ranking import PackedReadout
 from throughtime.models import EncoderDecoder
@@ -17,12 +18,14 @@ from throughtime.nn.stepping import layer_weights, stepping_refusal
 
 
 class PackedDecoder(NamedTuple):
-    """The layers of a decoder, and its readout.
+    """The layers of a decoder, its attention and its readout.
 
+    attention: None where there is none, or it is of another kind than "dot" and "general".
     reads_tokens: whether the layers take y(t-1) itself: what it contributes to the first layer is then looked up.
     """
 
     layers: PackedModel
+    attention: PackedAttention | None
     readout: PackedReadout
     reads_tokens: bool
 
@@ -64,7 +67,7 @@ def packed_decoder(model: EncoderDecoder) -> PackedDecoder | None:
     weight = model.readout.weight_ho
     if stepping_refusal(model.decoder) is not None or weight.dtype != torch.float32:
         return None
-    parts = (model.decoder, model.readout, model.target_embedding)
+    parts = (model.decoder, model.readout, model.target_embedding, *([] if model.combine is None else [model.combine]))
     now = tuple(fingerprint(parameter) for part in parts for parameter in part.parameters())
     with _lock:
         known = _packings.get(model)
@@ -79,7 +82,10 @@ def _packed(model: EncoderDecoder) -> PackedDecoder:
     reads_tokens = decoder.input_size == model.config.embedding_size and not decoder.residual
     ends = Ends(model.target_embedding.weight) if reads_tokens else None
     layers = PackedModel(layer_weights(decoder), ends, residual=decoder.residual)
-    return PackedDecoder(layers, PackedReadout(weight, bias), reads_tokens)
+    attention = None
+    if model.attention is not None and model.attention.kind in ("dot", "general") and not model.config.coverage:
+        attention = PackedAttention(model.combine.weight[:, model.config.hidden_size :])
+    return PackedDecoder(layers, attention, PackedReadout(weight, bias), reads_tokens)
 
 
 _packings: weakref.WeakKeyDictionary[nn.Module, tuple[Any, PackedDecoder]] = weakref.WeakKeyDictionary()

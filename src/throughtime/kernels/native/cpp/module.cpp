@@ -7,5 +7,6 @@ NB_MODULE(TT_MODULE_NAME, m) {
     throughtime::bind_loss(m);
     throughtime::bind_generation(m);
     throughtime::bind_ranking(m);
+    throughtime::bind_attention(m);
     throughtime::bind_custom(m);
 }

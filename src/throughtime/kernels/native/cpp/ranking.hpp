@@ -72,22 +72,6 @@ class Best {
     Index count_;
 };
 
-// The greater of each two lanes; a NaN where one is.
-inline Vector<float> greater(Vector<float> a, Vector<float> b) { return (a > b) | (a != a) ? a : b; }
-
-// Folds the lanes into the first one, by halves.
-template <int kDistance, class Combine, std::size_t... Lane>
-inline Vector<float> folded(Vector<float> v, Combine combine, std::index_sequence<Lane...> lanes) {
-    v = combine(v, __builtin_shufflevector(v, v, (Lane ^ kDistance)...));
-    if constexpr (kDistance > 1) v = folded<kDistance / 2>(v, combine, lanes);
-    return v;
-}
-
-template <class Combine>
-inline float fold(Vector<float> v, Combine combine) {
-    return folded<kBlock / 2>(v, combine, std::make_index_sequence<kBlock>{})[0];
-}
-
 class Ranker {
   public:
     // Columns of a block.
@@ -122,11 +106,11 @@ class Ranker {
     void take_in(const Member& member, Index row, Index block, const float* logits) const {
         const int count = columns(block);
         Vector<float> most = load(logits);
-        for (int j = kBlock; j < count; j += kBlock) most = greater(most, load(logits + j));
-        const float highest = fold(most, greater);
+        for (int j = kBlock; j < count; j += kBlock) most = greater<float>(most, load(logits + j));
+        const float highest = fold<float>(most, greater<float>);
         Vector<float> sums = {};
         for (int j = 0; j < count; j += kBlock) sums += exponential(load(logits + j) - highest);
-        parts_[block * ranking_.rows + row] = {highest, fold(sums, [](auto a, auto b) { return a + b; })};
+        parts_[block * ranking_.rows + row] = {highest, fold<float>(sums, [](auto a, auto b) { return a + b; })};
         const Index end = ranking_.end - block * kColumns;
         if (ranking_.end >= 0 && end >= 0 && end < count) at_end_[row] = logits[end];
         const Best found = best(member.index, row);

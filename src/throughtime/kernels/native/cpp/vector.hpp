@@ -130,4 +130,23 @@ inline Real largest(Vector<Real> v) {
     return best;
 }
 
+// The greater of each two lanes; a NaN where one is.
+template <class Real>
+inline Vector<Real> greater(Vector<Real> a, Vector<Real> b) {
+    return (a > b) | (a != a) ? a : b;
+}
+
+// Folds the lanes into the first one, by halves.
+template <class Real, int kDistance = kLanes<Real> / 2, class Combine, std::size_t... Lane>
+inline Vector<Real> folded(Vector<Real> v, Combine combine, std::index_sequence<Lane...> lanes) {
+    v = combine(v, __builtin_shufflevector(v, v, (Lane ^ kDistance)...));
+    if constexpr (kDistance > 1) v = folded<Real, kDistance / 2>(v, combine, lanes);
+    return v;
+}
+
+template <class Real, class Combine>
+inline Real fold(Vector<Real> v, Combine combine) {
+    return folded<Real>(v, combine, std::make_index_sequence<kLanes<Real>>{})[0];
+}
+
 }  // namespace throughtime

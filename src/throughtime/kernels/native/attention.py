@@ -1,0 +1,95 @@
+"""Attention of the rows of a beam, and what a decoder makes of it, in C++: the rest of a step besides its layers.
+
+    α_j(t) = softmax_j h(t)·k_j            over the positions inside the source
+    h̃(t)   = tanh(Σ_j α_j(t) v_j + W h(t))
+
+With k_j = W_a m_j and v_j = W_c m_j this is Luong's attention, "dot" or "general" (Luong, Pham & Manning 2015, eqs. 5
+and 8): what of it depends on the source alone is made once for the source. Rows of one source look at one memory, which
+comes from far once for all of them. Results depend neither on the rows beside one nor on the number of threads, nor on
+positions outside the source; nothing here is differentiable.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from throughtime.errors import ShapeError
+from throughtime.kernels.native import library
+
+
+class Attended(NamedTuple):
+    """h̃(t) and α(t), zero outside; all zero where nothing is inside."""
+
+    outputs: Float32[Tensor, "N H"]
+    weights: Float32[Tensor, "N S"]
+
+
+class PackedAttention:
+    """W of the above (H, H), copied once into the order in which the product reads it.
+
+        >>> import torch
+        >>> attention = PackedAttention(torch.zeros(2, 2))
+        >>> memory = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> attention.attend(torch.zeros(3, 2), memory, memory).weights[0]
+        tensor([0.5000, 0.5000])
+
+    Args:
+        weight: (H, H) float32 on the CPU.
+
+    Raises:
+        EngineError: the native engine is not there.
+        ShapeError: a weight of another shape or type.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.hidden_size = len(weight)
+        weight = weight.detach().contiguous()
+        _check("weight", weight, (self.hidden_size, self.hidden_size))
+        self._native: Any = library.load().PackedAttention(
+            weight.data_ptr(), self.hidden_size, torch.get_num_threads()
+        )
+
+    def attend(
+        self,
+        h: Float[Tensor, "N H"],
+        keys: Float[Tensor, "G S H"],
+        values: Float[Tensor, "G S H"],
+        inside: Bool[Tensor, "G S"] | None = None,
+    ) -> Attended:
+        """One step of N = G · K rows, K in a row for each of G sources of S positions; `inside` false on padding.
+
+        Raises:
+            ShapeError: tensors that do not fit each other, or are not contiguous on the CPU, float32 and bool.
+        """
+        sources, positions, rows = len(keys), keys.shape[1], len(h)
+        if rows % max(1, sources) or (rows and not sources):
+            raise ShapeError(f"PackedAttention: h must have as many rows for each of {sources} sources, got {rows}")
+        given = {"h": h, "keys": keys, "values": values}
+        memory = (sources, positions, self.hidden_size)
+        for (name, tensor), shape in zip(given.items(), ((rows, self.hidden_size), memory, memory), strict=True):
+            _check(name, tensor, shape)
+        if inside is not None:
+            _check("inside", inside, (sources, positions), torch.bool)
+            given["inside"] = inside
+        found = Attended(torch.empty(rows, self.hidden_size), torch.empty(rows, positions))
+        if rows:
+            addresses = {name: tensor.data_ptr() for name, tensor in (given | found._asdict()).items()}
+            self._native.attend((sources, rows // sources, positions), addresses, torch.get_num_threads())
+        return found
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    """What the native code takes on trust: it is handed addresses.
+
+    Raises:
+        ShapeError: `tensor` is anything else.
+    """
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+        raise ShapeError(
+            f"PackedAttention: {name} must be {shape} {dtype}, contiguous, on the CPU, got {tuple(tensor.shape)} "
+            f"{tensor.dtype} {'' if tensor.is_contiguous() else 'not contiguous '}on {tensor.device}"
+        )

@@ -1,0 +1,224 @@
+// A step's attention for the rows of a beam, and what a decoder makes of it:
+//
+//     α_j = softmax_j h·k_j over the positions inside,   h̃ = tanh(Σ_j α_j v_j + W h)
+//
+// Rows of one source look at one memory: it comes from far once for all of them. Each sum runs in one order, whatever the
+// rows beside it and whichever thread.
+#pragma once
+
+#include "functions.hpp"
+#include "generation.hpp"
+#include "packing.hpp"
+
+namespace throughtime {
+
+// What is looked at, of G sources with K rows each and S positions, and where results go; H numbers each. N = G K.
+struct AttentionCall {
+    Index sources, each, positions, units;
+    const float* h;              // (N, H)
+    const float* keys;           // (G, S, H)
+    const float* values;         // (G, S, H)
+    const std::uint8_t* inside;  // (G, S), null where all positions are
+    float* outputs;              // (N, H) h̃
+    float* weights;              // (N, S) α, zero outside
+
+    Index rows() const { return sources * each; }
+};
+
+class PackedAttention {
+  public:
+    PackedAttention(const float* weight, Index units, int threads) : columns_{{units, 1, units}, nullptr} {
+        Panels<Single>& panels = columns_.panels;
+        panels.data = memory_.take<float>(panels.size());
+        float* start = memory_.take<float>(panels.panels() * kWidth<Single>);
+        std::fill_n(start, panels.panels() * kWidth<Single>, 0.0f);
+        columns_.start = start;
+        run_together(threads, [&](const Member& member) {
+            for (Index p = member.index; p < panels.panels(); p += member.count) pack_weight_rows(panels, p, weight);
+        });
+    }
+
+    Index units() const { return columns_.panels.depth; }
+
+    void attend(const AttentionCall& call, int threads) const {
+        const Index bytes = (columns_.panels.size() * std::max<Index>(1, call.rows() / 4) +
+                             2 * call.sources * call.positions * call.units) *
+                            static_cast<Index>(sizeof(float));
+        const int members = static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
+        Buffers memory;
+        const ManyRows operand{memory.take<float>(call.rows() * ManyRows::stride_of(units())),
+                               ManyRows::stride_of(units())};
+        const Index own = round_up(call.positions, kBlock);
+        float* scores = memory.take<float>(members * kMostQueries * own);
+        Index* places = memory.take<Index>(members * call.positions);
+        float* scratch = memory.take<float>(members * ManyColumns::scratch_size());
+        run_together(members, [&](const Member& member) {
+            const auto share = [&](Index count, Index i) { return count * i / member.count; };
+            operand.take(member, call.rows(), units(), [&](Index i) { return call.h + i * units(); });
+            Desk desk{scores + member.index * kMostQueries * own, own, places + member.index * call.positions, 0};
+            for (Index g = share(call.sources, member.index); g < share(call.sources, member.index + 1); ++g)
+                look(call, g, desk);
+            member.wait();
+            const bool by_blocks = columns_.blocks() >= member.count;
+            const Index first = by_blocks ? 0 : share(call.rows(), member.index);
+            const Index last = by_blocks ? call.rows() : share(call.rows(), member.index + 1);
+            const Index end = by_blocks ? share(columns_.blocks(), member.index + 1) : columns_.blocks();
+            for (Index block = by_blocks ? share(columns_.blocks(), member.index) : 0; block < end; ++block)
+                columns_.each_row(operand, block, first, last, scratch + member.index * ManyColumns::scratch_size(),
+                                  [&](Index row, const float* sums) { combine(call, row, block, sums); });
+        });
+    }
+
+  private:
+    // Rows of a source at once.
+    static constexpr int kMostQueries = 6;
+    // Vectors of a context at once.
+    static constexpr int kVectors = 4;
+
+    // What a member works on: scores (queries, stride) of the positions `places`, those inside.
+    struct Desk {
+        float* scores;
+        Index stride;
+        Index* places;
+        Index count;
+    };
+
+    void look(const AttentionCall& call, Index g, Desk& desk) const {
+        desk.count = 0;
+        for (Index j = 0; j < call.positions; ++j)
+            if (!call.inside || call.inside[g * call.positions + j]) desk.places[desk.count++] = j;
+        const Index groups = ceil_divide(call.each, kMostQueries);
+        for (Index i = 0; i < groups; ++i) {
+            const Index first = call.each * i / groups, last = call.each * (i + 1) / groups;
+            with_queries(static_cast<int>(last - first), [&]<int Queries>() {
+                look_from<Queries>(call, g, g * call.each + first, desk);
+            });
+        }
+    }
+
+    template <class Run, int Queries = kMostQueries>
+    static void with_queries(int queries, Run run) {
+        if constexpr (Queries > 0) {
+            if (queries == Queries) return run.template operator()<Queries>();
+            with_queries<Run, Queries - 1>(queries, run);
+        }
+    }
+
+    template <int Queries>
+    void look_from(const AttentionCall& call, Index g, Index row, const Desk& desk) const {
+        constexpr int kPositions = Queries <= 2 ? 8 : 4;
+        const float* keys = call.keys + g * call.positions * call.units;
+        const float* values = call.values + g * call.positions * call.units;
+        const float* h = call.h + row * call.units;
+        Index at = 0;
+        for (; at + kPositions <= desk.count; at += kPositions)
+            score<Queries, kPositions>(call, h, keys, values, at, desk);
+        for (; at < desk.count; ++at) score<Queries, 1>(call, h, keys, values, at, desk);
+        for (int q = 0; q < Queries; ++q) {
+            float* weights = call.weights + (row + q) * call.positions;
+            normalise(desk.scores + q * desk.stride, desk.count);
+            std::fill_n(weights, call.positions, 0.0f);
+            for (Index i = 0; i < desk.count; ++i) weights[desk.places[i]] = desk.scores[q * desk.stride + i];
+        }
+        constexpr int kStep = kVectors * kBlock;
+        Index u = 0;
+        for (; u + kStep <= call.units; u += kStep) gather<Queries, kVectors>(call, values, row, u, kBlock, desk);
+        for (; u < call.units; u += kBlock)
+            gather<Queries, 1>(call, values, row, u, static_cast<int>(std::min<Index>(kBlock, call.units - u)), desk);
+    }
+
+    // h·k_j for some rows and positions; the values of these positions come nearer meanwhile.
+    template <int Queries, int Positions>
+    void score(const AttentionCall& call, const float* h, const float* keys, const float* values, Index at,
+               const Desk& desk) const {
+        Vector<float> sums[Queries][Positions] = {};
+        const float* key[Positions];
+        for (int j = 0; j < Positions; ++j) key[j] = keys + desk.places[at + j] * call.units;
+        const auto add = [&](Index u, auto... count) {
+            Vector<float> of_h[Queries];
+#pragma GCC unroll 8
+            for (int q = 0; q < Queries; ++q) of_h[q] = load(h + q * call.units + u, count...);
+#pragma GCC unroll 8
+            for (int j = 0; j < Positions; ++j) {
+                const Vector<float> of_key = load(key[j] + u, count...);
+#pragma GCC unroll 8
+                for (int q = 0; q < Queries; ++q) sums[q][j] += of_h[q] * of_key;
+            }
+        };
+        Index u = 0;
+        for (; u + kBlock <= call.units; u += kBlock) {
+            for (int j = 0; j < Positions; ++j)
+                __builtin_prefetch(values + desk.places[at + j] * call.units + u, 0, 2);
+            add(u);
+        }
+        if (u < call.units) add(u, static_cast<int>(call.units - u));
+#pragma GCC unroll 8
+        for (int q = 0; q < Queries; ++q)
+#pragma GCC unroll 8
+            for (int j = 0; j < Positions; ++j)
+                desk.scores[q * desk.stride + at + j] =
+                    fold<float>(sums[q][j], [](auto a, auto b) { return a + b; });
+    }
+
+    // The softmax of `count` scores, in their place.
+    static void normalise(float* scores, Index count) {
+        if (!count) return;
+        float highest = scores[0];
+        for (Index i = 1; i < count; ++i) highest = scores[i] > highest || scores[i] != scores[i] ? scores[i] : highest;
+        Vector<float> sums = {};
+        for (Index i = 0; i < count; i += kBlock) {
+            std::fill(scores + std::min(count, i + kBlock), scores + i + kBlock, highest);
+            store(scores + i, exponential(load(scores + i) - highest));
+            std::fill(scores + std::min(count, i + kBlock), scores + i + kBlock, 0.0f);
+            sums += load(scores + i);
+        }
+        const float inverse = 1.0f / fold<float>(sums, [](auto a, auto b) { return a + b; });
+        for (Index i = 0; i < count; ++i) scores[i] *= inverse;
+    }
+
+    // Σ_j α_j v_j of some units, of which the last vector has `count`.
+    template <int Queries, int Vectors>
+    void gather(const AttentionCall& call, const float* values, Index row, Index u, int count, const Desk& desk) const {
+        Vector<float> sums[Queries][Vectors] = {};
+        for (Index i = 0; i < desk.count; ++i) {
+            const float* from = values + desk.places[i] * call.units + u;
+            Vector<float> of_values[Vectors];
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v)
+                of_values[v] = Vectors == 1 ? load(from, count) : load(from + v * kBlock);
+#pragma GCC unroll 8
+            for (int q = 0; q < Queries; ++q) {
+                const Vector<float> weight = broadcast(desk.scores[q * desk.stride + i]);
+#pragma GCC unroll 8
+                for (int v = 0; v < Vectors; ++v) sums[q][v] += weight * of_values[v];
+            }
+        }
+#pragma GCC unroll 8
+        for (int q = 0; q < Queries; ++q)
+#pragma GCC unroll 8
+            for (int v = 0; v < Vectors; ++v) {
+                float* to = call.outputs + (row + q) * call.units + u + v * kBlock;
+                if (Vectors == 1) {
+                    store(to, sums[q][v], count);
+                } else {
+                    store(to, sums[q][v]);
+                }
+            }
+    }
+
+    // h̃ of a row's units in a block of columns, where its context stands.
+    void combine(const AttentionCall& call, Index row, Index block, const float* sums) const {
+        const Index first = block * ManyColumns::kColumns;
+        const Index count = std::min(ManyColumns::kColumns, call.units - first);
+        float* outputs = call.outputs + row * call.units + first;
+        for (Index u = 0; u < count; u += kBlock) {
+            const int n = static_cast<int>(std::min<Index>(kBlock, count - u));
+            store(outputs + u, tangent(load(outputs + u, n) + load(sums + u)), n);
+        }
+    }
+
+    Arena memory_;
+    ManyColumns columns_;
+};
+
+}  // namespace throughtime

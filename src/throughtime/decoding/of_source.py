@@ -83,11 +83,16 @@ class OfSource(nn.Module):
         self.vocabulary_size = self.symbols + self.silent_actions * (1 + config.max_length)
         tokens = inputs[:, None] if single else inputs
         given = None if lengths is None else torch.as_tensor(lengths, device=tokens.device)
+        packed = packed_decoder(model)
         with torch.no_grad(), in_evaluation_mode(model):
-            self._encoded = model.encode((tokens, given))
+            if packed is None or packed.encoder is None:
+                self._encoded = model.encode((tokens, given))
+            else:
+                read, inside = model.sources((tokens, given))
+                x = functional.one_hot(read, config.source_vocabulary_size).to(torch.float32)  # (S, B, V)
+                self._encoded = model.encoded(x, inside, packed.encoder)
             self._memory = None if self._encoded.memory is None else self._combined(self._encoded.memory)
         self.batch_size = None if single else tokens.shape[1]
-        packed = packed_decoder(model)
         self._steps = None if packed is None else DecoderSteps(packed, model.decoder.cell_type.State)
         self._attention = None if packed is None else packed.attention
         self._readout: PackedReadout | None = None

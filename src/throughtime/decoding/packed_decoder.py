@@ -14,16 +14,20 @@ from throughtime.kernels.native.attention import PackedAttention
 from throughtime.kernels.native.generation import Ends, LayerState, PackedModel, Stepper, fingerprint
 from throughtime.kernels.native.ranking import PackedReadout
 from throughtime.models import EncoderDecoder
+from throughtime.models.recurrent_layers import recurrent_layers
+from throughtime.nn import RecurrentLayer
 from throughtime.nn.stepping import layer_weights, stepping_refusal
 
 
 class PackedDecoder(NamedTuple):
-    """The layers of a decoder, its attention and its readout.
+    """An encoder that reads one-hot vectors, and the layers of a decoder, its attention and its readout.
 
+    encoder: None where the source's vocabulary is no smaller than its embeddings; see `folded_encoder`.
     attention: None where there is none, or it is of another kind than "dot" and "general".
     reads_tokens: whether the layers take y(t-1) itself: what it contributes to the first layer is then looked up.
     """
 
+    encoder: RecurrentLayer | None
     layers: PackedModel
     attention: PackedAttention | None
     readout: PackedReadout
@@ -67,7 +71,7 @@ def packed_decoder(model: EncoderDecoder) -> PackedDecoder | None:
     weight = model.readout.weight_ho
     if stepping_refusal(model.decoder) is not None or weight.dtype != torch.float32:
         return None
-    parts = (model.decoder, model.readout, model.target_embedding, *([] if model.combine is None else [model.combine]))
+    parts = (model.encoder, model.source_embedding, model.decoder, model.readout, model.target_embedding, *([] if model.combine is None else [model.combine]))
     now = tuple(fingerprint(parameter) for part in parts for parameter in part.parameters())
     with _lock:
         known = _packings.get(model)
@@ -85,7 +89,29 @@ def _packed(model: EncoderDecoder) -> PackedDecoder:
     attention = None
     if model.attention is not None and model.attention.kind in ("dot", "general") and not model.config.coverage:
         attention = PackedAttention(model.combine.weight[:, model.config.hidden_size :])
-    return PackedDecoder(layers, attention, PackedReadout(weight, bias), reads_tokens)
+    return PackedDecoder(folded_encoder(model), layers, attention, PackedReadout(weight, bias), reads_tokens)
+
+
+def folded_encoder(model: EncoderDecoder) -> RecurrentLayer | None:
+    """The encoder with U E in place of U in its first layer, E the embeddings: it reads one-hot vectors of tokens.
+
+    U (E x) = (U E) x: where there are fewer tokens than an embedding has numbers, that is the smaller product. None
+    elsewhere.
+    """
+    config, encoder = model.config, model.encoder
+    if config.source_vocabulary_size >= config.embedding_size:
+        return None
+    directions = 2 if config.bidirectional else 1
+    with torch.device("meta"):  # no random numbers are drawn for weights that are replaced
+        folded = recurrent_layers(
+            config, config.source_vocabulary_size, config.hidden_size // directions, bidirectional=config.bidirectional
+        )
+    state = {name: value.detach() for name, value in encoder.state_dict().items()}
+    for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
+        if name in state:
+            state[name] = state[name] @ model.source_embedding.weight.detach().mT
+    folded.load_state_dict(state, assign=True)
+    return folded.eval().requires_grad_(False)
 
 
 _packings: weakref.WeakKeyDictionary[nn.Module, tuple[Any, PackedDecoder]] = weakref.WeakKeyDictionary()

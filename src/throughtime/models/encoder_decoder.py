@@ -46,6 +46,7 @@ from throughtime.models.feedback import Feedback, FeedbackModel, Lengths, Run
 from throughtime.models.probability import SequenceLogProb
 from throughtime.models.recurrent_layers import recurrent_layers
 from throughtime.models.sequence_length import halting, remaining
+from throughtime.nn import RecurrentLayer
 from throughtime.nn.states import join_state
 
 Source = Tensor | tuple[Tensor, Tensor | None]
@@ -251,6 +252,11 @@ class EncoderDecoder(FeedbackModel):
         Raises:
             ShapeError: another shape or type, lengths that do not fit, or tokens that the vocabulary lacks.
         """
+        tokens, lengths = self.sources(inputs)
+        return self.encoded(self.dropout(self.source_embedding(tokens)), lengths, self.encoder)
+
+    def sources(self, inputs: Source) -> tuple[Int[Tensor, "S B"], Int[Tensor, " B"] | None]:
+        """The tokens of the sources, zero on padding, and their lengths; see `encode`."""
         who, shape = type(self).__name__, self.config
         tokens, given = inputs if isinstance(inputs, tuple) else (inputs, None)
         if tokens.dim() != 2 or tokens.dtype != torch.int64:
@@ -261,11 +267,14 @@ class EncoderDecoder(FeedbackModel):
         if inside is not None:
             tokens = torch.where(inside, tokens, 0)
         self._check_tokens(tokens, shape.source_vocabulary_size, "a source")
-        x = self.dropout(self.source_embedding(tokens))  # (S, B, E)
-        m, final = self.encoder(x, lengths=lengths)  # (S, B, H)
+        return tokens, lengths
+
+    def encoded(self, x: Float[Tensor, "S B I"], lengths: Int[Tensor, " B"] | None, encoder: RecurrentLayer) -> Encoded:
+        """What an encoder makes of its inputs, bridge and memory included."""
+        m, final = encoder(x, lengths=lengths)  # (S, B, H)
         ends = self._ends(final)
         memory = None
-        if shape.attention != "none":
+        if self.config.attention != "none":
             memory = self.attention.remember(self.locked_dropout(self.dropout(m)), lengths)
         return Encoded(memory, self._bridge(ends), ends[-1][0])
 

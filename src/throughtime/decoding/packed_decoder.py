@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from throughtime.kernels.native.attention import PackedAttention
-from throughtime.kernels.native.generation import Ends, LayerState, PackedModel, Stepper, fingerprint
+from throughtime.kernels.native.generation import Ends, LayerState, PackedModel, StatelessStepper, fingerprint
 from throughtime.kernels.native.ranking import PackedReadout
 from throughtime.models import EncoderDecoder
 from throughtime.models.recurrent_layers import recurrent_layers
@@ -39,28 +39,17 @@ class DecoderSteps:
 
     def __init__(self, packed: PackedDecoder, kind: Any) -> None:
         self.reads_tokens = packed.reads_tokens
-        self._stepper = Stepper(packed.layers)
+        self._stepper = StatelessStepper(packed.layers)
         self._kind = kind
 
     def advance(
         self, x: Float[Tensor, "N I"] | Int[Tensor, " N"], states: list[Any], picked: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, "N H"], list[Any]]:
         """h(t) of the last layer after one more step of the rows `picked` of the states, and their new states."""
-        stepper = self._stepper
-        if not len(x):
-            after = [type(state)(*(field[picked] for field in state)) for state in states]
-            return after[-1][0], after
-        if stepper.rows != len(x):
-            stepper.begin(len(x))
         fields = [[field.contiguous() for field in state] for state in states]
-        stepper.set_state([LayerState(own[0], own[1] if len(own) > 1 else None) for own in fields], picked)
-        h = None
-        if self.reads_tokens:
-            stepper.read(x[None].contiguous())
-        else:
-            h = stepper.feed(x.contiguous())
-        after = [self._kind(*(field for field in state if field is not None)) for state in stepper.state()]
-        return after[-1][0] if h is None else h, after
+        before = [LayerState(own[0], own[1] if len(own) > 1 else None) for own in fields]
+        h, after = self._stepper.advance(x.contiguous(), before, picked)
+        return h, [self._kind(*(field for field in state if field is not None)) for state in after]
 
 
 def packed_decoder(model: EncoderDecoder) -> PackedDecoder | None:
@@ -82,8 +71,7 @@ def packed_decoder(model: EncoderDecoder) -> PackedDecoder | None:
 
 def _packed(model: EncoderDecoder) -> PackedDecoder:
     decoder, weight, bias = model.decoder, model.readout.weight_ho, model.readout.bias_ho
-    # With residual connections the outputs are not the state of the last layer, which is all that reading tells.
-    reads_tokens = decoder.input_size == model.config.embedding_size and not decoder.residual
+    reads_tokens = decoder.input_size == model.config.embedding_size
     ends = Ends(model.target_embedding.weight) if reads_tokens else None
     layers = PackedModel(layer_weights(decoder), ends, residual=decoder.residual)
     attention = None

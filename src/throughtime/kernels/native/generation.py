@@ -127,6 +127,7 @@ class PackedModel:
                 f"native generation: int8 is for layers of up to {_MOST_DEPTH_OF_BYTES} inputs, got {widest}; take bf16"
             )
         self.precision = precision
+        self.residual = residual
         self.layers = tuple((layer.cell == "lstm", layer.units) for layer in layers)
         self.input_size = layers[0].inputs
         self.vocabulary_size = 0 if ends is None else len(ends.embedding)
@@ -304,11 +305,9 @@ class Stepper:
         self._native.copy_state(layer, memory, values.data_ptr())
         return values
 
-    def set_state(self, state: Iterable[LayerState], picked: Tensor | None = None) -> None:
-        """Take over a state, one `LayerState` for each layer; with `picked` (B,) int64, those rows of it."""
+    def set_state(self, state: Iterable[LayerState]) -> None:
+        """Take over a state, one `LayerState` for each layer."""
         layers = tuple(state)
-        if picked is not None:
-            _check("picked", picked, self._tokens, torch.int64)
         if len(layers) != len(self.model.layers):
             raise ShapeError(f"Stepper: expected the states of {len(self.model.layers)} layers, got {len(layers)}")
         for layer, ((lstm, units), (h, c)) in enumerate(zip(self.model.layers, layers, strict=True)):
@@ -316,18 +315,66 @@ class Stepper:
                 raise ShapeError(f"Stepper: layer {layer} has {'h and c' if lstm else 'h only'}")
             for memory, values in ((False, h), (True, c)):
                 if values is not None:
-                    count = self.rows if picked is None else len(values)
-                    _check(f"{'c' if memory else 'h'} of layer {layer}", values, (count, units), torch.float32)
-                    address = 0 if picked is None else picked.data_ptr()
-                    self._native.set_state(layer, memory, values.data_ptr(), address, count)
-        if picked is not None:
-            self._native.share(picked.data_ptr(), len(layers[0].h))
+                    _check(f"{'c' if memory else 'h'} of layer {layer}", values, (self.rows, units), torch.float32)
+                    self._native.set_state(layer, memory, values.data_ptr())
 
     def _check_has_logits(self) -> None:
         if not self.model.vocabulary_size:
             raise ShapeError("Stepper: this model reads vectors, not tokens; feed(inputs) advances it")
         if not self.model.has_readout:
             raise ShapeError("Stepper: this model has no readout, and no logits; read(tokens) advances it")
+
+
+class StatelessStepper:
+    """Steps of a packed model for any number of rows, whose states are handed in and handed out.
+
+    What several rows that go on from one row have in common is computed once. Weights are fp32 or bf16. It may be used by
+    one thread at a time.
+
+    Raises:
+        EngineError: weights in int8.
+    """
+
+    def __init__(self, model: PackedModel) -> None:
+        if model.precision == "int8":
+            raise EngineError("native generation: int8 weights step with a Stepper, which keeps the states")
+        self.model = model
+        self._native = library.load().StatelessStepper(model.native)
+
+    def advance(
+        self, read: Tensor, states: Sequence[LayerState], picked: Tensor
+    ) -> tuple[Tensor, tuple[LayerState, ...]]:
+        """h(t) of the last layer (B, H) and the states after a step of the rows `picked` (B,) int64 of `states`.
+
+        Args:
+            read: tokens (B,) int64 where the model has an embedding, else vectors (B, I).
+
+        Raises:
+            ShapeError: tensors of other shapes, types or layouts than told; states that do not fit the layers.
+            IndexError: a token outside the vocabulary, an index outside the rows of the states.
+        """
+        model, rows, parents = self.model, len(read), len(states[0].h)
+        if model.vocabulary_size:
+            _check("tokens", read, (rows,), torch.int64)
+        else:
+            _check("inputs", read, (rows, model.input_size), torch.float32)
+        _check("picked", picked, (rows,), torch.int64)
+        if [state.c is not None for state in states] != [lstm for lstm, _ in model.layers]:
+            raise ShapeError(f"StatelessStepper: expected states of {len(model.layers)} layers, c for LSTMs alone")
+        after = []
+        for (lstm, units), state in zip(model.layers, states, strict=True):
+            for name, values in state._asdict().items():
+                if values is not None:
+                    _check(name, values, (parents, units), torch.float32)
+            after.append(LayerState(torch.empty(rows, units), torch.empty(rows, units) if lstm else None))
+        last = after[-1].h
+        tensors = {"tokens" if model.vocabulary_size else "inputs": read, "picked": picked}
+        if model.residual and len(after) > 1:
+            last = tensors["outputs"] = torch.empty_like(last)
+        if rows:
+            places = [[(h.data_ptr(), 0 if c is None else c.data_ptr()) for h, c in each] for each in (states, after)]
+            self._native.advance(rows, parents, _addresses(tensors), *places, torch.get_num_threads())
+        return last, tuple(after)
 
 
 def fingerprint(tensor: Tensor) -> int:

@@ -87,27 +87,47 @@ std::uint64_t fingerprint(std::uintptr_t address, Index bytes) {
     return result;
 }
 
+// While the lock of the interpreter is released, another Python thread may come.
+class Turn {
+  public:
+    explicit Turn(std::atomic<bool>& taken) : taken_(taken) {
+        if (taken_.exchange(true)) throw std::runtime_error("this stepper is at work in another thread");
+    }
+    ~Turn() { taken_.store(false); }
+
+  private:
+    std::atomic<bool>& taken_;
+};
+
+void check(const std::int64_t* indices, Index count, Index limit, const char* of) {
+    for (Index i = 0; i < count; ++i) {
+        if (indices[i] < 0 || indices[i] >= limit)
+            throw nb::index_error((std::to_string(indices[i]) + " is outside of " + of + ", 0.." +
+                                   std::to_string(limit - 1)).c_str());
+    }
+}
+
 // A stepper as Python holds it: its model lives as long as it does, and one thread has it at a time.
 class Rows {
   public:
     explicit Rows(const PackedModel& model) : vocabulary_(model.vocabulary_size()), stepper_(model.stepper()) {}
 
     void begin(Index rows) {
-        const Turn turn(*this);
+        const Turn turn(taken_);
         stepper_->begin(rows);
     }
 
     Index rows() const { return stepper_->rows(); }
 
     void read(std::uintptr_t tokens, Index steps, int threads) {
-        const Turn turn(*this);
+        const Turn turn(taken_);
         check(at<const std::int64_t>(tokens), steps * rows(), vocabulary_, "the vocabulary");
         const nb::gil_scoped_release released;
         stepper_->read(at<const std::int64_t>(tokens), steps, threads);
     }
 
     void step(std::uintptr_t tokens, std::uintptr_t logits, bool normalised, int threads) {
-        const Turn turn(*this);
+        const Turn turn(taken_);
         check(at<const std::int64_t>(tokens), rows(), vocabulary_, "the vocabulary");
         const nb::gil_scoped_release released;
         stepper_->read(at<const std::int64_t>(tokens), 1, threads);
@@ -115,14 +135,14 @@ class Rows {
     }
 
     void feed(std::uintptr_t inputs, std::uintptr_t outputs, int threads) {
-        const Turn turn(*this);
+        const Turn turn(taken_);
         const nb::gil_scoped_release released;
         stepper_->feed(at<const float>(inputs), threads);
         stepper_->outputs(at<float>(outputs));
     }
 
     void logits(std::uintptr_t to, bool normalised, int threads) {
-        const Turn turn(*this);
+        const Turn turn(taken_);
         check_logits();
         const nb::gil_scoped_release released;
         stepper_->logits(at<float>(to), normalised, threads);
@@ -131,7 +151,7 @@ class Rows {
     Index generate(Index steps, std::uintptr_t first, const nb::tuple& rule, std::uintptr_t uniforms,
                    std::uintptr_t seen, std::uintptr_t alive, std::uintptr_t tokens, std::uintptr_t went_on,
                    std::uintptr_t log_probs, int threads) {
-        const Turn turn(*this);
+        const Turn turn(taken_);
         Chunk chunk{};
         chunk.steps = steps;
         chunk.first = at<const std::int64_t>(first);
@@ -153,56 +173,59 @@ class Rows {
     }
 
     void reorder(std::uintptr_t indices, Index count) {
-        const Turn turn(*this);
+        const Turn turn(taken_);
         check(at<const std::int64_t>(indices), count, rows(), "the rows");
         stepper_->reorder(at<const std::int64_t>(indices), count);
     }
 
     bool copy_state(Index layer, bool memory, std::uintptr_t to) {
-        const Turn turn(*this);
+        const Turn turn(taken_);
         return stepper_->copy_state(layer, memory, at<float>(to));
     }
 
-    // Where there are `picked`, of as many as there are rows, they are among the `count` rows of `from`.
-    bool set_state(Index layer, bool memory, std::uintptr_t from, std::uintptr_t picked, Index count) {
-        const Turn turn(*this);
-        if (picked) check(at<const std::int64_t>(picked), rows(), count, "the rows");
-        return stepper_->set_state(layer, memory, at<const float>(from), at<const std::int64_t>(picked));
-    }
-
-    void share(std::uintptr_t picked, Index count) {
-        const Turn turn(*this);
-        check(at<const std::int64_t>(picked), rows(), count, "the rows");
-        stepper_->share(at<const std::int64_t>(picked));
+    bool set_state(Index layer, bool memory, std::uintptr_t from) {
+        const Turn turn(taken_);
+        return stepper_->set_state(layer, memory, at<const float>(from));
     }
 
   private:
-    // While the lock of the interpreter is released, another Python thread may come.
-    class Turn {
-      public:
-        explicit Turn(Rows& rows) : rows_(rows) {
-            if (rows_.taken_.exchange(true)) throw std::runtime_error("this stepper is at work in another thread");
-        }
-        ~Turn() { rows_.taken_.store(false); }
-
-      private:
-        Rows& rows_;
-    };
-
-    static void check(const std::int64_t* indices, Index count, Index limit, const char* of) {
-        for (Index i = 0; i < count; ++i) {
-            if (indices[i] < 0 || indices[i] >= limit)
-                throw nb::index_error((std::to_string(indices[i]) + " is outside of " + of + ", 0.." +
-                                       std::to_string(limit - 1)).c_str());
-        }
-    }
-
     void check_logits() const {
         if (!stepper_->has_logits()) throw std::runtime_error("there are no logits yet: read or step first");
     }
 
     Index vocabulary_;
     std::unique_ptr<Stepper> stepper_;
+    std::atomic<bool> taken_{false};
+};
+
+// The same without states of its own.
+class Steps {
+  public:
+    explicit Steps(const PackedModel& model) : vocabulary_(model.vocabulary_size()), steps_(model.stateless_stepper()) {
+        if (!steps_) throw nb::value_error("weights in full precision or bfloat16 are advanced so, no others");
+    }
+
+    void advance(Index rows, Index parents, const nb::dict& given, const std::vector<nb::tuple>& before,
+                 const std::vector<nb::tuple>& after, int threads) {
+        const Turn turn(taken_);
+        const Addresses tensors(given);
+        AdvanceCall call{rows, parents, tensors.at<const std::int64_t>("tokens"), tensors.at<const float>("inputs"),
+                         tensors.at<const std::int64_t>("picked"), {}, {}, tensors.at<float>("outputs")};
+        const auto take = [](const std::vector<nb::tuple>& states, std::vector<AdvanceCall::State>& to) {
+            for (const nb::tuple& state : states)
+                to.push_back({at<float>(nb::cast<std::uintptr_t>(state[0])), at<float>(nb::cast<std::uintptr_t>(state[1]))});
+        };
+        take(before, call.before);
+        take(after, call.after);
+        check(call.picked, rows, parents, "the rows");
+        if (call.tokens) check(call.tokens, rows, vocabulary_, "the vocabulary");
+        const nb::gil_scoped_release released;
+        steps_->advance(call, threads);
+    }
+
+  private:
+    Index vocabulary_;
+    std::unique_ptr<StatelessStepper> steps_;
     std::atomic<bool> taken_{false};
 };
 
@@ -234,9 +257,12 @@ void bind_generation(nb::module_& m) {
              nb::arg("threads"), "Choose and feed tokens until all rows have ended; returns the number of steps made.")
         .def("reorder", &Rows::reorder, nb::arg("indices"), nb::arg("count"), "Row i becomes what indices[i] was.")
         .def("copy_state", &Rows::copy_state, nb::arg("layer"), nb::arg("memory"), nb::arg("to"))
-        .def("set_state", &Rows::set_state, nb::arg("layer"), nb::arg("memory"), nb::arg("from"), nb::arg("picked"),
-             nb::arg("count"))
-        .def("share", &Rows::share, nb::arg("picked"), nb::arg("count"), "The states set last are those of rows `picked`.");
+        .def("set_state", &Rows::set_state, nb::arg("layer"), nb::arg("memory"), nb::arg("from"));
+    nb::class_<Steps>(m, "StatelessStepper", "Steps of any rows of a packed model, whose states stand outside.")
+        .def(nb::init<const PackedModel&>(), nb::arg("model"), nb::keep_alive<1, 2>())
+        .def("advance", &Steps::advance, nb::arg("rows"), nb::arg("parents"), nb::arg("tensors"), nb::arg("before"),
+             nb::arg("after"), nb::arg("threads"),
+             "One step; tensors are addresses by name, states those of h and c (or 0) of each layer.");
 }
 
 }  // namespace throughtime

@@ -47,6 +47,7 @@ struct Chunk {
 };
 
 class Stepper;
+class StatelessStepper;
 
 // Packed weights: made once, read by any number of steppers, on any number of threads.
 class PackedModel {
@@ -55,10 +56,34 @@ class PackedModel {
     virtual ~PackedModel() = default;
     // It reads this model as long as it lives.
     virtual std::unique_ptr<Stepper> stepper() const = 0;
+    // The same; null where weights are stored in a way that it does not know.
+    virtual std::unique_ptr<StatelessStepper> stateless_stepper() const = 0;
     virtual Index vocabulary_size() const = 0;
     virtual Index bytes() const = 0;  // of weights that a step reads
     virtual bool has_table() const = 0;
     virtual bool has_readout() const = 0;
+};
+
+// What `advance` is told; a state is h (·, H) and c (·, H), null where the cell has none, of each layer.
+struct AdvanceCall {
+    struct State {
+        float* h;
+        float* c;
+    };
+    Index rows, parents;
+    const std::int64_t* tokens;  // (B), or ...
+    const float* inputs;         // ... (B, I)
+    const std::int64_t* picked;  // (B) which of the parents each row goes on from
+    std::vector<State> before;   // of the parents
+    std::vector<State> after;    // (B) out
+    float* outputs;              // (B, H) of the last layer, out; null without residual connections, where it is h
+};
+
+// Steps of any rows, whose states stand outside: one call at a time.
+class StatelessStepper {
+  public:
+    virtual ~StatelessStepper() = default;
+    virtual void advance(const AdvanceCall& call, int threads) = 0;
 };
 
 // Rows on their way through a model: their states, and the logits after their last step. One thread at a time.
@@ -77,12 +102,9 @@ class Stepper {
     // Row i becomes what row indices[i] was.
     virtual void reorder(const std::int64_t* indices, Index rows) = 0;
     virtual bool has_logits() const = 0;
-    // h (B, H), or with `memory` c (B, H), of a layer; false where the cell has none. Where there are `picked`, row i of
-    // the state is row picked[i] of `from`.
+    // h (B, H), or with `memory` c (B, H), of a layer; false where the cell has none.
     virtual bool copy_state(Index layer, bool memory, float* to) const = 0;
-    virtual bool set_state(Index layer, bool memory, const float* from, const std::int64_t* picked) = 0;
-    // Once the states of all layers are set from rows `picked`: what rows from one have in common is computed once.
-    virtual void share(const std::int64_t* picked) = 0;
+    virtual bool set_state(Index layer, bool memory, const float* from) = 0;
 };
 
 // Fewer bytes of weights than this for each thread, and it costs more to wake it than it saves.

@@ -86,6 +86,7 @@ class PackedModelOf : public PackedModel {
     }
 
     std::unique_ptr<Stepper> stepper() const override;
+    std::unique_ptr<StatelessStepper> stateless_stepper() const override;
     Index vocabulary_size() const override { return vocabulary; }
     Index bytes() const override { return bytes_; }
     bool has_table() const override { return table != nullptr; }

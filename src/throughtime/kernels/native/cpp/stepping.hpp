@@ -1,22 +1,9 @@
 // A model's rows, advanced one step or one block of steps at a time by a team of threads.
 #pragma once
 
-#include <numeric>
-
-#include "packing.hpp"
+#include "many_rows_step.hpp"
 
 namespace throughtime {
-
-// A row's next state from unit `row.first` on.
-inline void advance_row(Cell cell, const ForwardRow<float>& row) {
-    switch (cell) {
-        case Cell::kRnnTanh: return step_forward<Cell::kRnnTanh>(row);
-        case Cell::kRnnRelu: return step_forward<Cell::kRnnRelu>(row);
-        case Cell::kLstm: return step_forward<Cell::kLstm>(row);
-        case Cell::kGru: return step_forward<Cell::kGru>(row);
-        default: return;  // cells with two products are not packed
-    }
-}
 
 // One layer's rows; H padded. A block has up to S steps.
 struct LayerRows {
@@ -28,48 +15,6 @@ struct LayerRows {
     float* ahead;    // (B, G H) W_hh h of the next step, of few rows, where it is known
 
     const float* results() const { return summed ? summed : outputs; }
-};
-
-// Rows that go on from one row have one product W_hh h: which rows these are, until the next step.
-struct Siblings {
-    std::vector<Index> family;   // (B) of each row
-    std::vector<Index> first;    // (F + 1) where a family begins among the rows in their order
-    std::vector<Index> members;  // (B) rows, family by family
-
-    Index families() const { return std::max<Index>(0, static_cast<Index>(first.size()) - 1); }
-    Index head(Index f) const { return members[static_cast<std::size_t>(first[static_cast<std::size_t>(f)])]; }
-
-    template <class Visit>
-    void each(Index f, Visit visit) const {
-        const auto at = static_cast<std::size_t>(f);
-        for (Index i = first[at]; i < first[at + 1]; ++i) visit(members[static_cast<std::size_t>(i)]);
-    }
-
-    void clear() { first.clear(); }
-
-    // Row i goes on from row picked[i].
-    void find(const std::int64_t* picked, Index rows) {
-        const Index parents = *std::max_element(picked, picked + rows) + 1;
-        std::vector<Index> of_parent(static_cast<std::size_t>(parents), -1);
-        family.resize(static_cast<std::size_t>(rows));
-        first.assign(1, 0);
-        for (Index i = 0; i < rows; ++i) {
-            Index& known = of_parent[static_cast<std::size_t>(picked[i])];
-            if (known < 0) {
-                known = families();
-                first.push_back(0);
-            }
-            family[static_cast<std::size_t>(i)] = known;
-            ++first[static_cast<std::size_t>(known) + 1];
-        }
-        std::partial_sum(first.begin(), first.end(), first.begin());
-        members.resize(static_cast<std::size_t>(rows));
-        std::vector<Index> next(first.begin(), first.end() - 1);
-        for (Index i = 0; i < rows; ++i) {
-            Index& place = next[static_cast<std::size_t>(family[static_cast<std::size_t>(i)])];
-            members[static_cast<std::size_t>(place++)] = i;
-        }
-    }
 };
 
 template <class Storage>
@@ -187,7 +132,7 @@ class StepperOf : public Stepper {
         spare_ = std::move(next);
         has_logits_ = false;
         siblings_.clear();
-        share(indices);
+        if (is_many(rows)) siblings_.find(indices, rows);
     }
 
     bool copy_state(Index layer, bool memory, float* to) const override {
@@ -198,13 +143,13 @@ class StepperOf : public Stepper {
         return true;
     }
 
-    bool set_state(Index layer, bool memory, const float* from, const std::int64_t* picked) override {
+    bool set_state(Index layer, bool memory, const float* from) override {
         const PackedLayer<Storage>& packed = model_.layers[static_cast<std::size_t>(layer)];
         const LayerRows& own = state_->layers[static_cast<std::size_t>(layer)];
         if (memory && packed.cell != Cell::kLstm) return false;
         siblings_.clear();
         for (Index b = 0; b < rows(); ++b) {
-            const float* row = from + (picked ? picked[b] : b) * packed.units;
+            const float* row = from + b * packed.units;
             std::copy(row, row + packed.units, (memory ? own.c : own.h) + b * packed.width());
             if (!memory && !is_many(rows())) std::copy(row, row + packed.units, own.before + b * packed.width());
         }
@@ -213,9 +158,6 @@ class StepperOf : public Stepper {
         return true;
     }
 
-    void share(const std::int64_t* picked) override {
-        if (is_many(rows())) siblings_.find(picked, rows());
-    }
 
   private:
     // What depends on the number of rows.
@@ -235,16 +177,8 @@ class StepperOf : public Stepper {
             }
             if (!model.layers.front().from_table) inputs = zeros(block * rows * padded(model.layers.front().inputs));
             scratch = zeros(block * rows * most);
-            if (is_many(rows)) {
-                Index deepest = 0;
-                for (const PackedLayer<Storage>& layer : model.layers)
-                    deepest = std::max({deepest, layer.inputs, layer.units});
-                for (float*& operand : operands) operand = zeros(rows * ManyRows::stride_of(deepest));
-                Index widest = 0;
-                for (const PackedLayer<Storage>& layer : model.layers)
-                    if (!layer.from_table) widest = std::max(widest, gates_of(layer.cell) * layer.width());
-                shared = memory.template take<float>(rows * widest);
-            }
+            if constexpr (!Storage::kQuantised)
+                if (is_many(rows)) many = std::make_unique<ManyRowsStep<Storage>>(model);
             if (model.vocabulary) tokens = memory.template take<std::int64_t>(rows);
             if (!model.has_readout()) return;
             logits = memory.template take<float>(rows * model.readout.width());
@@ -269,8 +203,7 @@ class StepperOf : public Stepper {
         float* inputs = nullptr;   // (S, B, I padded)
         float* scratch = nullptr;  // (S, B, G H padded, the most of any layer) what the inputs contribute
         float* logits = nullptr;   // (B, V padded)
-        std::array<float*, 2> operands{};  // of many rows: x, and h before the step, as the products take them
-        float* shared = nullptr;  // of many rows: what those that go on from one row have in common, W_hh h
+        std::unique_ptr<ManyRowsStep<Storage>> many;  // of many rows
         std::int64_t* tokens = nullptr;  // (B) fed next
     };
 
@@ -289,25 +222,11 @@ class StepperOf : public Stepper {
         }
 
         Buffers memory;
-        // What a pass of many rows needs.
-        float* scratch(const PackedModelOf<Storage>& model) {
-            if (!scratch_) {
-                int gates = 1;
-                for (const PackedLayer<Storage>& layer : model.layers) gates = std::max(gates, gates_of(layer.cell));
-                const Index size = std::max(2 * products_size<Single>(gates), ManyColumns::scratch_size());
-                scratch_ = memory.template take<float>(size);
-            }
-            return scratch_;
-        }
-
         Index room;      // for rows of a block
         float* product;  // (B, columns of a panel)
         typename Storage::Operand* operands = nullptr;
         float* scales = nullptr;
         Chooser chooser;
-
-      private:
-        float* scratch_ = nullptr;
     };
 
     static bool is_many(Index rows) { return !Storage::kQuantised && rows >= kManyRows; }
@@ -323,6 +242,8 @@ class StepperOf : public Stepper {
         if (!threads_.empty() && threads_.front()->room < room) threads_.clear();
         while (static_cast<int>(threads_.size()) < count)
             threads_.push_back(std::make_unique<Thread>(model_, room));
+        if constexpr (!Storage::kQuantised)
+            if (state_->many) state_->many->prepare(state_->rows, count);
         run_together(count, work);
     }
 
@@ -379,8 +300,8 @@ class StepperOf : public Stepper {
             const PackedLayer<Storage>& layer = model_.layers[l];
             const LayerRows& own = state_->layers[l];
             if constexpr (!Storage::kQuantised) {
-                if (steps == 1 && is_many(rows())) {
-                    advance_many(member, l, tokens, turn == 0 && siblings_.families() > 0);
+                if (is_many(rows())) {
+                    if (l == 0) state_->many->advance(member, many_call(tokens, turn));
                     continue;
                 }
             }
@@ -409,75 +330,16 @@ class StepperOf : public Stepper {
         }
     }
 
-    // A step of many rows: panel by panel the products and the cell, some rows at a time, whose sums stay near. Of rows
-    // that go on from one row, W_hh h is that of the first.
-    void advance_many(const Member& member, std::size_t l, const std::int64_t* tokens, bool shares) {
-        const PackedLayer<Storage>& layer = model_.layers[l];
-        const ManyRowsLayer& packed = model_.layers_of_many()[l];
-        const LayerRows& own = state_->layers[l];
-        const Index families = shares ? siblings_.families() : rows();
-        const auto panel_of = [&](Index first) { return first / kBlock / layer.h.panel_blocks(); };
-        const auto weights = (packed.x.size() + packed.h.size()) * static_cast<Index>(sizeof(float));
-        const Split split(member, rows(), packed.h.group_panels(), weights);
-        float* scratch = thread(member).scratch(model_);
-
-        const ManyRows h{state_->operands[1], ManyRows::stride_of(layer.units)};
-        h.take(member, families, layer.units,
-               [&](Index i) { return own.h + (shares ? siblings_.head(i) : i) * layer.width(); });
-        const StepProduct<Single> of_h{h.data, h.stride, &packed.h, 0, packed.h.groups, 0, layer.units, nullptr};
-        const GroupTiles tiles_of_h(families, split);
-        if (layer.from_table) {
-            member.wait();
-            const auto advance_family = [&](Index f, Index first, int count, const float* product, Index width) {
-                const Index p = panel_of(first);
-                const Index at = layer.h.place(p) + first - layer.first_unit(p);
-                const auto visit = [&](Index row) {
-                    const float* inputs = model_.table + tokens[row] * layer.h.width() + at;
-                    advance_units(l, row, p, first, count, {inputs, layer.panel_units(p)}, {product, width});
-                };
-                if (shares) {
-                    siblings_.each(f, visit);
-                } else {
-                    visit(f);
-                }
-            };
-            if (split.takes_part) multiply_step(of_h, split, tiles_of_h, families, scratch, advance_family);
-            member.wait();
-            return;
+    // A step of many rows, in their place.
+    ManyRowsCall many_call(const std::int64_t* tokens, Index turn) const {
+        ManyRowsCall call{rows(), tokens, state_->inputs, padded(model_.layers.front().inputs), {}, nullptr};
+        for (std::size_t l = 0; l < model_.layers.size(); ++l) {
+            const LayerRows& own = state_->layers[l];
+            const Index width = model_.layers[l].width();
+            call.layers.push_back({{own.h, own.c, width}, {own.h, own.c, width}, own.summed, width});
         }
-        const ManyRows x{state_->operands[0], ManyRows::stride_of(layer.inputs)};
-        const float* from = l ? state_->layers[l - 1].results() : state_->inputs;
-        x.take(member, rows(), layer.inputs, [&](Index i) { return from + i * padded(layer.inputs); });
-        const StepProduct<Single> of_x{x.data, x.stride, &packed.x, 0, packed.x.groups, 0, layer.inputs, packed.start};
-        const GroupTiles tiles(rows(), split);
-        member.wait();
-        if (!shares) {
-            if (split.takes_part)
-                multiply_step(std::array{of_x, of_h}, split, tiles, rows(), scratch,
-                              [&](Index row, Index first, int count, const auto& products, Index width) {
-                                  advance_units(l, row, panel_of(first), first, count, {products[0], width},
-                                                {products[1], width});
-                              });
-            member.wait();
-            return;
-        }
-        const Index gates = packed.h.groups;
-        const auto shared = [&](Index f, Index first) { return state_->shared + f * gates * layer.width() + first; };
-        if (split.takes_part)
-            multiply_step(of_h, split, tiles_of_h, families, scratch,
-                          [&](Index f, Index first, int count, const float* product, Index width) {
-                              for (Index gate = 0; gate < gates; ++gate)
-                                  std::copy_n(product + gate * width, count, shared(f, first) + gate * layer.width());
-                          });
-        member.wait();
-        if (split.takes_part)
-            multiply_step(of_x, split, tiles, rows(), scratch,
-                          [&](Index row, Index first, int count, const float* sums, Index width) {
-                              const Index f = siblings_.family[static_cast<std::size_t>(row)];
-                              advance_units(l, row, panel_of(first), first, count, {sums, width},
-                                            {shared(f, first), layer.width()});
-                          });
-        member.wait();
+        if (turn == 0 && siblings_.families() > 0) call.siblings = &siblings_;
+        return call;
     }
 
     // scratch = start + W_ih x for the member's panels and all rows of a block.
@@ -533,12 +395,6 @@ class StepperOf : public Stepper {
         Index stride;
     };
 
-    // Sums of some units of one row, of groups `stride` apart.
-    struct UnitSums {
-        const float* values;
-        Index stride;
-    };
-
     // The cell, and the residual connection, for the units of panel p at step s of a block; `product` is W_hh h of all
     // rows.
     void advance_panel(std::size_t l, Index s, Index p, const std::int64_t* tokens, PanelSums product) const {
@@ -547,39 +403,15 @@ class StepperOf : public Stepper {
         const Index units = layer.panel_units(p);
         for (Index i = s * rows(); i < (s + 1) * rows(); ++i) {
             const float* inputs = layer.from_table ? model_.table + tokens[i] * h.width() : state_->scratch + i * h.width();
-            advance_units(l, i, p, layer.first_unit(p), static_cast<int>(units), {inputs + h.place(p), units},
-                          {product.values + (i - s * rows()) * product.stride, units});
+            const LayerRows& own = state_->layers[l];
+            const Index first = layer.first_unit(p);
+            const Index at = i % rows() * layer.width() + first;
+            const StateUnits state{own.h + at, own.c + at, own.outputs + i * layer.width() + first};
+            state.come_near(kRowsAhead * layer.width(), units);
+            advance_units(layer, p, first, static_cast<int>(units), {inputs + h.place(p), units},
+                          {product.values + (i - s * rows()) * product.stride, units}, state);
+            if (own.summed) add_inputs(l, i * layer.width() + first, units);
         }
-    }
-
-    // The same for units [first, first + count) of panel p and row i of a block's steps, one after the other.
-    void advance_units(std::size_t l, Index i, Index p, Index first, int count, UnitSums inputs, UnitSums product) const {
-        const PackedLayer<Storage>& layer = model_.layers[l];
-        const LayerRows& own = state_->layers[l];
-        const Index within = first - layer.first_unit(p);
-        const Index at = i % rows() * layer.width() + first;
-        ForwardRow<float> row{};
-        row.units = layer.panel_units(p);
-        row.count = count;
-        row.bias_hh = layer.bias_hh ? layer.bias_hh + layer.h.place(p) + within : nullptr;
-        row.peephole = layer.peephole ? layer.peephole + 3 * layer.first_unit(p) + within : nullptr;
-        row.zoneout_h = layer.zoneout_h ? layer.zoneout_h + first : nullptr;
-        row.zoneout_c = layer.zoneout_c ? layer.zoneout_c + first : nullptr;
-        row.inputs = inputs.values;
-        row.inputs_stride = inputs.stride;
-        row.product = product.values;
-        row.product_stride = product.stride;
-        row.h = own.h + at;
-        row.c = own.c + at;
-        row.h_out = own.outputs + i * layer.width() + first;
-        for (Index j = 0; j < count; j += kBlock) {  // rows stand too far apart to be foreseen
-            const Index there = kRowsAhead * layer.width() + j;
-            __builtin_prefetch(row.c + there, 1);
-            __builtin_prefetch(row.h + there, 1);
-            __builtin_prefetch(row.h_out + there, 1);
-        }
-        advance_row(layer.cell, row);
-        if (own.summed) add_inputs(l, i * layer.width() + first, count);
     }
 
     // Layers with a residual connection have one size, so that the inputs stand where the outputs do.
@@ -606,12 +438,12 @@ class StepperOf : public Stepper {
 
     void read_out_many(const Member& member, const float* from) {
         const ManyColumns& columns = model_.readout_of_many();
-        const Index units = model_.layers.back().units;
-        const ManyRows h{state_->operands[0], ManyRows::stride_of(units)};
-        h.take(member, rows(), units, [&](Index i) { return from + i * model_.layers.back().width(); });
+        const PackedLayer<Storage>& last = model_.layers.back();
+        const ManyRows h = state_->many->operand(last.units);
+        h.take(member, rows(), last.units, [&](Index i) { return from + i * last.width(); });
         member.wait();
         const Index width = model_.readout.width();
-        float* scratch = thread(member).scratch(model_);
+        float* scratch = state_->many->scratch(member);
         const Index first = columns.blocks() * member.index / member.count;
         const Index end = columns.blocks() * (member.index + 1) / member.count;
         for (Index block = first; block < end; ++block) {
@@ -654,6 +486,45 @@ class StepperOf : public Stepper {
     bool has_logits_ = false;
     Siblings siblings_;
 };
+
+template <class Storage>
+class StatelessStepperOf : public StatelessStepper {
+  public:
+    explicit StatelessStepperOf(const PackedModelOf<Storage>& model) : model_(model), step_(model) {}
+
+    void advance(const AdvanceCall& call, int threads) override {
+        const Index bytes = model_.bytes() * std::max<Index>(1, call.rows / 4);
+        const int members = static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
+        step_.prepare(call.rows, members);
+        ManyRowsCall many{call.rows, call.tokens, call.inputs, model_.layers.front().inputs, {}, call.picked};
+        Buffers memory;
+        for (std::size_t l = 0; l < model_.layers.size(); ++l) {
+            const Index units = model_.layers[l].units;
+            float* summed = nullptr;
+            if (l && model_.residual)
+                summed = l + 1 == model_.layers.size() ? call.outputs : memory.template take<float>(call.rows * units);
+            many.layers.push_back({{call.before[l].h, call.before[l].c, units}, {call.after[l].h, call.after[l].c, units},
+                                   summed, units});
+        }
+        siblings_.find(call.picked, call.rows);
+        if (siblings_.families() < call.rows) many.siblings = &siblings_;
+        run_together(members, [&](const Member& member) { step_.advance(member, many); });
+    }
+
+  private:
+    const PackedModelOf<Storage>& model_;
+    ManyRowsStep<Storage> step_;
+    Siblings siblings_;
+};
+
+template <class Storage>
+std::unique_ptr<StatelessStepper> PackedModelOf<Storage>::stateless_stepper() const {
+    if constexpr (Storage::kQuantised) {
+        return nullptr;
+    } else {
+        return std::make_unique<StatelessStepperOf<Storage>>(*this);
+    }
+}
 
 template <class Storage>
 std::unique_ptr<Stepper> PackedModelOf<Storage>::stepper() const {

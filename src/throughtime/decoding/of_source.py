@@ -41,8 +41,8 @@ class Writing(NamedTuple):
     read: the actions read so far, the opening one among them. sources: which source each row has (N,). present: the
     sources that some row has, in the order of the rows, `each` rows of every one; memory is theirs. lengths: the tokens
     of each row, where they are predicted (N,). layers: the states of the layers, of which the row `picked[i]` (N,) is
-    that of row i: they are gathered by the next step. fed: h̃(t-1) (N, H), where it is fed back. coverage: (N, S) or
-    None. weights: the attention of the last step (N, S); None without attention, or before it.
+    that of row i (None: row i itself): they are gathered by the next step. fed: h̃(t-1) (N, H), where it is fed back. coverage:
+    (N, S) or None. weights: the attention of the last step (N, S); None without attention, or before it.
     """
 
     read: int
@@ -52,7 +52,7 @@ class Writing(NamedTuple):
     memory: Memory | None
     lengths: Tensor
     layers: list[Any]
-    picked: Tensor
+    picked: Tensor | None
     fed: Tensor | None
     coverage: Tensor | None
     weights: Tensor | None
@@ -157,23 +157,24 @@ class OfSource(nn.Module):
     def advance(self, tokens: Int[Tensor, " N"], state: Writing) -> tuple[Float[Tensor, "N H"], Writing]:
         """h̃(t) of each row after one more token, and the new state; the state's `read` has counted it."""
         model, t = self.model, state.read + 1 - self.silent_actions  # of the next token
-        with in_evaluation_mode(model):
-            x = tokens
-            if self._steps is None or not self._steps.reads_tokens:
-                x = self._inputs(tokens, t, state)
-            if self._steps is None:
-                layers = [type(layer)(*(field[state.picked] for field in layer)) for layer in state.layers]
+        x = tokens
+        if self._steps is None or not self._steps.reads_tokens:
+            x = self._inputs(tokens, t, state)
+        picked = torch.arange(len(tokens), device=tokens.device) if state.picked is None else state.picked
+        if self._steps is None:
+            layers = [type(layer)(*(field[picked] for field in layer)) for layer in state.layers]
+            with in_evaluation_mode(model):
                 h, layers = LayerSteps(model.decoder, 1, x).advance(0, x, layers)
-            else:
-                h, layers = self._steps.advance(x, state.layers, state.picked)
-            weights, coverage = None, state.coverage
-            if state.memory is not None:
-                h, weights = self._attended(h, state)
-                coverage = None if coverage is None else coverage + weights
+        else:
+            h, layers = self._steps.advance(x, state.layers, picked)
+        weights, coverage = None, state.coverage
+        if state.memory is not None:
+            h, weights = self._attended(h, state)
+            coverage = None if coverage is None else coverage + weights
         return h, state._replace(
             read=state.read + 1,
             layers=layers,
-            picked=torch.arange(len(h), device=h.device),
+            picked=None,
             fed=None if state.fed is None else h,
             coverage=coverage,
             weights=weights,
@@ -185,7 +186,7 @@ class OfSource(nn.Module):
             state._replace(
                 sources=state.sources[indices],
                 lengths=state.lengths[indices],
-                picked=state.picked[indices],
+                picked=indices if state.picked is None else state.picked[indices],
                 fed=None if state.fed is None else state.fed[indices],
                 coverage=None if state.coverage is None else state.coverage[indices],
                 weights=None if state.weights is None else state.weights[indices],

@@ -71,13 +71,13 @@ struct StateUnits {
     float* h;
     float* c;
     float* h_out;
-
-    // Those of a row `distance` ahead: rows stand too far apart to be foreseen.
-    void come_near(Index distance, Index count) const {
-        for (Index j = 0; j < count; j += kBlock)
-            for (const float* place : {h, c, h_out}) __builtin_prefetch(place + distance + j, 1);
-    }
 };
+
+// Rows stand too far apart to be foreseen.
+template <int kWrite>
+inline void come_near(const float* from, Index count) {
+    for (Index j = 0; j < count; j += kBlock) __builtin_prefetch(from + j, kWrite);
+}
 
 // The cell for units [first, first + count) of panel p.
 template <class Storage>
@@ -171,18 +171,31 @@ class ManyRowsStep {
         // The cell for units [first, first + count) of row i, a panel's at most; `inputs` is null where there is a table.
         void advance(const float* table, Index i, Index first, int count, UnitSums inputs, UnitSums product) const {
             const Index p = first / kBlock / layer.h.panel_blocks();
-            if (!inputs.values)
-                inputs = {table + call.tokens[i] * layer.h.width() + layer.h.place(p) + first - layer.first_unit(p),
-                          layer.panel_units(p)};
+            const Index ahead = std::min(i + kRowsAhead, call.rows - 1);
+            if (!inputs.values) {
+                const Index stride = layer.panel_units(p);
+                const float* of_panel = table + layer.h.place(p) + first - layer.first_unit(p);
+                inputs = {of_panel + call.tokens[i] * layer.h.width(), stride};
+                for (int gate = 0; gate < layer.h.groups; ++gate)
+                    come_near<0>(of_panel + call.tokens[ahead] * layer.h.width() + gate * stride, count);
+            }
             float* h = rows.after.h + i * rows.after.stride + first;
             float* c = rows.after.c ? rows.after.c + i * rows.after.stride + first : nullptr;
             if (rows.after.h != rows.before.h) {
                 const Index before = call.parent(i) * rows.before.stride + first;
-                std::copy_n(rows.before.h + before, count, h);
-                if (c) std::copy_n(rows.before.c + before, count, c);
+                const Index next = call.parent(ahead) * rows.before.stride + first;
+                if (c) {
+                    std::copy_n(rows.before.c + before, count, c);
+                    come_near<0>(rows.before.c + next, count);
+                }
+                if (!is_lstm(layer.cell) || layer.zoneout_h) {
+                    std::copy_n(rows.before.h + before, count, h);
+                    come_near<0>(rows.before.h + next, count);
+                }
             }
             const StateUnits state{h, c, h};
-            state.come_near(kRowsAhead * rows.after.stride, count);
+            for (const float* place : {h, c})
+                if (place) come_near<1>(place + (ahead - i) * rows.after.stride, count);
             advance_units(layer, p, first, count, inputs, product, state);
             if (!rows.summed) return;
             float* summed = rows.summed + i * rows.summed_stride + first;

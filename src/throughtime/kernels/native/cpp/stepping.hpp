@@ -407,7 +407,8 @@ class StepperOf : public Stepper {
             const Index first = layer.first_unit(p);
             const Index at = i % rows() * layer.width() + first;
             const StateUnits state{own.h + at, own.c + at, own.outputs + i * layer.width() + first};
-            state.come_near(kRowsAhead * layer.width(), units);
+            for (const float* place : {state.h, state.c, state.h_out})
+                come_near<1>(place + kRowsAhead * layer.width(), units);
             advance_units(layer, p, first, static_cast<int>(units), {inputs + h.place(p), units},
                           {product.values + (i - s * rows()) * product.stride, units}, state);
             if (own.summed) add_inputs(l, i * layer.width() + first, units);

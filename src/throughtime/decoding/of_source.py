@@ -40,9 +40,9 @@ class Writing(NamedTuple):
 
     read: the actions read so far, the opening one among them. sources: which source each row has (N,). present: the
     sources that some row has, in the order of the rows, `each` rows of every one; memory is theirs. lengths: the tokens
-    of each row, where they are predicted (N,). layers: the states of the layers, of which the row `picked[i]` (N,) is
-    that of row i (None: row i itself): they are gathered by the next step. fed: h̃(t-1) (N, H), where it is fed back. coverage:
-    (N, S) or None. weights: the attention of the last step (N, S); None without attention, or before it.
+    of each row, where they are predicted (N,). layers: the states of the layers; row i goes on from their row
+    `picked[i]` (N,), or from row i where that is None. fed: h̃(t-1) (N, H), where it is fed back. coverage: (N, S) or
+    None. weights: the attention of the last step (N, S); None without attention, or before it.
     """
 
     read: int

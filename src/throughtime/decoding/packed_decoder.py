@@ -60,8 +60,7 @@ def packed_decoder(model: EncoderDecoder) -> PackedDecoder | None:
     weight = model.readout.weight_ho
     if stepping_refusal(model.decoder) is not None or weight.dtype != torch.float32:
         return None
-    parts = (model.encoder, model.source_embedding, model.decoder, model.readout, model.target_embedding, *([] if model.combine is None else [model.combine]))
-    now = tuple(fingerprint(parameter) for part in parts for parameter in part.parameters())
+    now = tuple(fingerprint(parameter) for parameter in model.parameters())
     with _lock:
         known = _packings.get(model)
         if known is None or known[0] != now:
@@ -75,7 +74,7 @@ def _packed(model: EncoderDecoder) -> PackedDecoder:
     ends = Ends(model.target_embedding.weight) if reads_tokens else None
     layers = PackedModel(layer_weights(decoder), ends, residual=decoder.residual)
     attention = None
-    if model.attention is not None and model.attention.kind in ("dot", "general") and not model.config.coverage:
+    if model.config.attention in ("dot", "general") and not model.config.coverage:
         attention = PackedAttention(model.combine.weight[:, model.config.hidden_size :])
     return PackedDecoder(folded_encoder(model), layers, attention, PackedReadout(weight, bias), reads_tokens)
 

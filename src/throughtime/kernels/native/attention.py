@@ -49,9 +49,7 @@ class PackedAttention:
         self.hidden_size = len(weight)
         weight = weight.detach().contiguous()
         _check("weight", weight, (self.hidden_size, self.hidden_size))
-        self._native: Any = library.load().PackedAttention(
-            weight.data_ptr(), self.hidden_size, torch.get_num_threads()
-        )
+        self._native: Any = library.load().PackedAttention(weight.data_ptr(), self.hidden_size, torch.get_num_threads())
 
     def attend(
         self,

@@ -160,8 +160,8 @@ class PackedModel:
 class Stepper:
     """Rows on their way through a packed model: a state each, zero at first. Nothing here is differentiable.
 
-    A model with ends takes tokens and gives logits, where it has a readout; one without takes vectors and gives the last
-    layer's outputs. All tensors are on the CPU. It may be used by one thread at a time.
+    A model with ends takes tokens and gives logits, where it has a readout; one without takes vectors and gives the
+    last layer's outputs. All tensors are on the CPU. It may be used by one thread at a time.
 
     Raises (every method):
         ShapeError: a tensor of another shape, type or layout than told.
@@ -328,8 +328,8 @@ class Stepper:
 class StatelessStepper:
     """Steps of a packed model for any number of rows, whose states are handed in and handed out.
 
-    What several rows that go on from one row have in common is computed once. Weights are fp32 or bf16. It may be used by
-    one thread at a time.
+    What several rows that go on from one row have in common is computed once. Weights are fp32 or bf16. It may be used
+    by one thread at a time.
 
     Raises:
         EngineError: weights in int8.
@@ -344,10 +344,12 @@ class StatelessStepper:
     def advance(
         self, read: Tensor, states: Sequence[LayerState], picked: Tensor
     ) -> tuple[Tensor, tuple[LayerState, ...]]:
-        """h(t) of the last layer (B, H) and the states after a step of the rows `picked` (B,) int64 of `states`.
+        """One step: the last layer's outputs (B, H), and the states after it.
 
         Args:
             read: tokens (B,) int64 where the model has an embedding, else vectors (B, I).
+            states: one for each layer, of any number of rows.
+            picked: (B,) int64, which row of the states each row goes on from.
 
         Raises:
             ShapeError: tensors of other shapes, types or layouts than told; states that do not fit the layers.

@@ -2,7 +2,7 @@
 
 The hidden units of all steps fill hundreds of MiB, which the processor would read and write several times over, once
 for each operation. Here the rows go through in parts that stay in its cache from the first product to the last, in the
-backward pass too.
+backward pass too: in the native engine's own code where it can be had, elsewhere by PyTorch's operations.
 """
 
 from __future__ import annotations
@@ -14,13 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from throughtime.kernels.native import decoupled as native
+
 # Numbers of one part of the hidden units: 1 MiB in float32.
 _CACHED = 2**18
 
 
-def tanh_and_readout(x: Tensor, U: Tensor, b: Tensor, V: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """o (N, O) and h (N, H) of rows x (N, X), U (H, X), b (H,), V (O, H), c (O,); differentiable twice."""
-    found: tuple[Tensor, Tensor] = _Rows.apply(x, U, b, V, c)  # type: ignore[no-untyped-call]
+def tanh_and_readout(
+    x: Tensor, U: Tensor, b: Tensor, V: Tensor, c: Tensor, *, engine: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """o (N, O) and h (N, H) of rows x (N, X), U (H, X), b (H,), V (O, H), c (O,); differentiable twice.
+
+    engine: "native", "torch", or "auto": the first of them that takes the tensors.
+    """
+    found: tuple[Tensor, Tensor] = _Rows.apply(engine, x, U, b, V, c)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -37,11 +44,16 @@ def _plain(x: Tensor, U: Tensor, b: Tensor, V: Tensor, c: Tensor) -> tuple[Tenso
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, U: Tensor, b: Tensor, V: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        h, o = x.new_empty(len(x), len(U)), x.new_empty(len(x), len(V))
-        for part in _parts(x, len(U)):
-            torch.addmm(b, x[part], U.mT, out=h[part]).tanh_()
-            torch.addmm(c, h[part], V.mT, out=o[part])
+    def forward(ctx: Any, engine: str, x: Tensor, U: Tensor, b: Tensor, V: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        rows = native.Rows(x, U, b, V, c)
+        ctx.is_native = engine in ("auto", "native") and native.takes(rows)
+        if ctx.is_native:
+            o, h = native.forward(rows)
+        else:
+            h, o = x.new_empty(len(x), len(U)), x.new_empty(len(x), len(V))
+            for part in _parts(x, len(U)):
+                torch.addmm(b, x[part], U.mT, out=h[part]).tanh_()
+                torch.addmm(c, h[part], V.mT, out=o[part])
         ctx.save_for_backward(x, U, b, V, c, h)
         ctx.set_materialize_grads(False)
         return o, h
@@ -50,15 +62,18 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, d_o: Tensor | None, d_h: Tensor | None) -> tuple[Tensor | None, ...]:
         x, U, b, V, c, h = ctx.saved_tensors
         if d_o is None and d_h is None:
-            return (None,) * 5
+            return (None,) * 6
         if torch.is_grad_enabled():
             inputs = [x, U, b, V, c]
             wanted = [tensor for tensor in inputs if tensor.requires_grad]
             pairs = [(y, d) for y, d in zip(_plain(*inputs), (d_o, d_h), strict=True) if d is not None]
             ends, of_ends = zip(*pairs, strict=True)
             found = iter(torch.autograd.grad(ends, wanted, of_ends, create_graph=True, allow_unused=True))
-            return tuple(next(found) if tensor.requires_grad else None for tensor in inputs)
-        d_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+            return (None, *(next(found) if tensor.requires_grad else None for tensor in inputs))
+        of_x = ctx.needs_input_grad[1]
+        if ctx.is_native:
+            return (None, *native.backward(native.Rows(x, U, b, V, c), h, d_o, d_h, of_x=of_x))
+        d_x = torch.empty_like(x) if of_x else None
         d_U, d_b, d_V, d_c = (torch.zeros_like(tensor) for tensor in (U, b, V, c))
         for part in _parts(x, len(U)):
             if d_o is None:
@@ -74,4 +89,4 @@ class _Rows(torch.autograd.Function):
             d_b += of_a.sum(0)
             if d_x is not None:
                 torch.mm(of_a, U, out=d_x[part])
-        return d_x, d_U, d_b, d_V, d_c
+        return None, d_x, d_U, d_b, d_V, d_c

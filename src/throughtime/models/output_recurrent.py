@@ -70,7 +70,10 @@ class OutputRecurrent(ConditionalRecurrent):
         if self._is_plain():
             weights = self.recurrent.step_equations()[0].weights  # type: ignore[attr-defined]
             bias = weights.bias_ih + weights.bias_hh
-            o, h = tanh_and_readout(flat, weights.weight_ih, bias, self.readout.weight_ho, self.readout.bias_ho)
+            readout = self.readout
+            o, h = tanh_and_readout(
+                flat, weights.weight_ih, bias, readout.weight_ho, readout.bias_ho, engine=self.config.engine
+            )
         else:
             # A built-in cell adds its zeros to all rows, however many there are; a cell of one's own may not.
             h = self._from_rest(flat, 1 if isinstance(self.recurrent, RecurrentLayer) else len(flat))

@@ -7,7 +7,6 @@ As operators, with shapes known ahead (fake tensors) and a registered derivative
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from throughtime.errors import EngineError
 from throughtime.kernels.native import library
 from throughtime.kernels.native.arguments import Arguments
+from throughtime.kernels.native.memory import kept_memory
 
 _SIGNATURE = (
     "str cell, str precision, bool reverse, Tensor inputs, Tensor weight_ih, Tensor weight_hh, Tensor? weight_hr, "
@@ -36,9 +36,6 @@ _operators.define(
     "Tensor d_weight_peephole, Tensor d_h_first, Tensor d_c_first)",
     tags=torch.Tag.needs_exact_strides,
 )
-
-# Elements of a tensor below which new memory costs no more than taking up memory of earlier calls by way of DLPack.
-_WORTH_KEEPING = 1 << 15
 
 # The arguments that have gradients, in the order of the operator's; `wanted` says for which they are wanted.
 DIFFERENTIABLE = (
@@ -126,7 +123,7 @@ def recurrence_deltas(
         EngineError: the compiled code is older than this, and does not hand it out.
     """
     _check_hands_out_deltas(library.load())
-    new = Tensor.new_zeros if arguments.lengths is not None else _kept_memory
+    new = Tensor.new_zeros if arguments.lengths is not None else kept_memory
     deltas = Deltas(
         new(saved, *saved.shape),
         new(outputs, *outputs.shape),
@@ -161,15 +158,6 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape)
 
 
-def _kept_memory(like: Tensor, *shape: int) -> Tensor:
-    """An uninitialised tensor in memory of earlier calls: fresh pages cost more than the step that fills them."""
-    if math.prod(shape) < _WORTH_KEEPING:
-        return like.new_empty(shape)
-    kept = library.load().workspace("float64" if like.dtype == torch.float64 else "float32", shape)
-    tensor: Tensor = torch.utils.dlpack.from_dlpack(kept)
-    return tensor
-
-
 def _results(
     arguments: Arguments, keep: bool, new: Callable[..., Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -191,14 +179,14 @@ def _results(
 def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *first, keep = given
     arguments = Arguments(*first)
-    results = outputs, h_last, c_last, saved, cells = _results(arguments, keep, _kept_memory)
+    results = outputs, h_last, c_last, saved, cells = _results(arguments, keep, kept_memory)
     tensors = arguments.contiguous() | {"outputs": outputs, "h_last": h_last}
     if keep:
         tensors["saved"] = saved
     elif arguments.cell in ("lstm_projected", "gru_before"):
         # A step of two products hands its middle on in what is saved.
         steps, batch, _, units, _ = arguments.sizes
-        tensors["saved"] = _kept_memory(outputs, steps, batch, arguments.saved_values * units)
+        tensors["saved"] = kept_memory(outputs, steps, batch, arguments.saved_values * units)
     if arguments.c_first is not None:
         tensors["c_last"] = c_last
         if keep:
@@ -243,7 +231,7 @@ def _run_backward(
     incoming = zip(("d_outputs", "d_h_last", "d_c_last", "d_saved", "d_cells"), of_results, strict=True)
     tensors |= {name: gradient.contiguous() for name, gradient in incoming if gradient is not None}
     tensors |= places
-    gradients = _gradients(arguments, wanted, _kept_memory)
+    gradients = _gradients(arguments, wanted, kept_memory)
     tensors |= {
         f"d_{name}": gradient
         for name, gradient, want in zip(DIFFERENTIABLE, gradients, wanted, strict=True)

@@ -15,6 +15,7 @@ void bind_generation(nanobind::module_& m);
 void bind_ranking(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_custom(nanobind::module_& m);
+void bind_decoupled(nanobind::module_& m);
 
 // The tensor of that name, or null: tensors come as addresses by name.
 class Addresses {

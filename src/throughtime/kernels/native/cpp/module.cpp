@@ -9,4 +9,5 @@ NB_MODULE(TT_MODULE_NAME, m) {
     throughtime::bind_ranking(m);
     throughtime::bind_attention(m);
     throughtime::bind_custom(m);
+    throughtime::bind_decoupled(m);
 }

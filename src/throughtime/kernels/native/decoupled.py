@@ -1,0 +1,70 @@
+"""h = tanh(b + U x), o = c + V h over many rows that do not wait for each other, and its gradients, in C++.
+
+The hidden units of all rows are far more than a cache holds; rows go through in blocks that stay in it from the first
+product to the last, in the backward pass too. Results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from throughtime.kernels.native import library
+from throughtime.kernels.native.memory import kept_memory
+
+_FORMATS = {torch.float32: "float32", torch.float64: "float64"}
+
+
+class Rows(NamedTuple):
+    """What the rows are computed from: x (N, X), U (H, X), b (H), V (O, H), c (O)."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    readout: Tensor
+    readout_bias: Tensor
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """N, X, H and O."""
+        return (*self.x.shape, *reversed(self.readout.shape))  # type: ignore[return-value]
+
+
+def takes(rows: Rows) -> bool:
+    """Whether the compiled code is there and made for such tensors, and nobody watches single operations."""
+    return (
+        rows.x.dtype in _FORMATS
+        and all(tensor.is_cpu and tensor.dtype == rows.x.dtype for tensor in rows)
+        and min(rows.sizes) > 0
+        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in rows)
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not library.missing_reason()
+    )
+
+
+def forward(rows: Rows) -> tuple[Tensor, Tensor]:
+    """o (N, O) and h (N, H)."""
+    n, _, units, outputs = rows.sizes
+    h, o = kept_memory(rows.x, n, units), rows.x.new_empty(n, outputs)
+    _call(False, rows, {"h": h, "o": o})
+    return o, h
+
+
+def backward(rows: Rows, h: Tensor, d_o: Tensor | None, d_h: Tensor | None, *, of_x: bool) -> tuple[Tensor | None, ...]:
+    """The gradients of x (where `of_x`), U, b, V and c, given those of o and h, None for zero."""
+    d_o = rows.x.new_zeros(len(h), rows.sizes[3]) if d_o is None else d_o
+    places = {f"d_{name}": torch.empty_like(tensor, memory_format=torch.contiguous_format)
+              for name, tensor in rows._asdict().items() if name != "x" or of_x}  # fmt: skip
+    given = {"h": h, "d_o": d_o.contiguous()} | ({} if d_h is None else {"d_h": d_h.contiguous()})
+    _call(True, rows, given | places)
+    return tuple(places.get(f"d_{name}") for name in Rows._fields)
+
+
+def _call(is_backward: bool, rows: Rows, tensors: dict[str, Tensor]) -> None:
+    """Hand the addresses over; `held` keeps alive what they point to."""
+    held = {name: tensor.detach().contiguous() for name, tensor in rows._asdict().items()} | tensors
+    addresses = {name: tensor.data_ptr() for name, tensor in held.items()}
+    library.load().decoupled(_FORMATS[rows.x.dtype], is_backward, rows.sizes, addresses, torch.get_num_threads())

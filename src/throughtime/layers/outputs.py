@@ -96,7 +96,9 @@ class Categorical(OutputDistribution):
 
     def features(self, y: Tensor) -> Tensor:
         """One-hot."""
-        return functional.one_hot(y, self.values).to(torch.get_default_dtype())
+        # functional.one_hot would make whole numbers of eight bytes first.
+        zeros = torch.zeros(*y.shape, self.values, device=y.device)
+        return zeros.scatter_(-1, y[..., None], 1)
 
     def check(self, y: Tensor, o: Tensor, *, who: str) -> None:
         """See that targets are categories.

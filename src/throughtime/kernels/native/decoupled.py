@@ -29,7 +29,7 @@ class Rows(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """N, X, H and O."""
-        return (*self.x.shape, *reversed(self.readout.shape))  # type: ignore[return-value]
+        return (*self.x.shape, *reversed(self.readout.shape))
 
 
 def takes(rows: Rows) -> bool:

@@ -182,16 +182,17 @@ class OfSource(nn.Module):
 
     def reorder(self, state: Writing, indices: Int[Tensor, " N"]) -> Writing:
         """The state of the rows `indices`, any number of them."""
-        return self._with_memory(
-            state._replace(
-                sources=state.sources[indices],
-                lengths=state.lengths[indices],
-                picked=indices if state.picked is None else state.picked[indices],
-                fed=None if state.fed is None else state.fed[indices],
-                coverage=None if state.coverage is None else state.coverage[indices],
-                weights=None if state.weights is None else state.weights[indices],
-            )
+        sources = state.sources[indices]
+        chosen = state._replace(
+            sources=sources,
+            lengths=state.lengths[indices],
+            picked=indices if state.picked is None else state.picked[indices],
+            fed=None if state.fed is None else state.fed[indices],
+            coverage=None if state.coverage is None else state.coverage[indices],
+            weights=None if state.weights is None else state.weights[indices],
         )
+        # Mostly rows change places within their source.
+        return chosen if torch.equal(sources, state.sources) else self._with_memory(chosen)
 
     def attention(self, state: Writing) -> Float[Tensor, "N S"] | None:
         """The weights with which the step that led to `state` looked at the source; None without attention."""

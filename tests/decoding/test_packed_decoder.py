@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import parametrizations, prune
 
 import throughtime as tt
 from throughtime.decoding import beam_search, given, of_source
@@ -82,3 +83,68 @@ def test_weights_that_change_are_packed_anew() -> None:
         second = packed_decoder(model)
         assert second is not first
         first = second
+
+
+def test_an_encoder_that_is_not_the_models_own_alone_is_not_folded() -> None:
+    def hooked(model: tt.models.EncoderDecoder) -> None:
+        model.encoder.register_forward_hook(lambda *_: None)
+
+    def pruned(model: tt.models.EncoderDecoder) -> None:
+        prune.l1_unstructured(model.encoder, "weight_hh_l0", 0.3)
+
+    def normalised(model: tt.models.EncoderDecoder) -> None:
+        parametrizations.weight_norm(model.encoder, "weight_hh_l0")
+
+    def infinite(model: tt.models.EncoderDecoder) -> None:
+        with torch.no_grad():
+            model.source_embedding.weight[0] = torch.inf
+
+    def another(model: tt.models.EncoderDecoder) -> None:
+        class Silent(tt.nn.LSTM):
+            def forward(self, *given: Any, **keys: Any) -> Any:
+                outputs, final = super().forward(*given, **keys)
+                return outputs * 0, final
+
+        model.encoder.__class__ = Silent
+
+    for change in (hooked, pruned, normalised, infinite, another):
+        model = translator()
+        change(model)
+        assert folded_encoder(model) is None
+        beam_search(given(model, inputs=torch.randint(1, 7, (4, 2))), length=3, width=2)
+
+
+def test_defaults_of_type_and_device_and_autocast_change_nothing() -> None:
+    model, sources = translator(), torch.randint(7, (4, 2))
+    about = given(model, inputs=sources)
+    expected = beam_search(about, length=4, width=3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = beam_search(about, length=4, width=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(found.scores, expected.scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed_decoder(model) is None
+
+
+def test_the_state_takes_indices_of_any_kind_and_keeps_none() -> None:
+    about = given(translator(), inputs=torch.randint(7, (4, 1))[:, 0])
+    end = about.border_id
+    _, state = about.step(torch.tensor([end, end, end]), about.initial_state(3))
+    _, state = about.step(torch.tensor([1, 2, 3]), state)
+    tokens = torch.tensor([4, 5])
+    expected, _ = about.step(tokens, about.reorder(state, torch.tensor([2, 0])))
+    for indices in (
+        torch.tensor([[2, 9], [0, 9]])[:, 0],
+        torch.tensor([2, 0], dtype=torch.int32),
+        torch.tensor([-1, 0]),
+    ):
+        found, _ = about.step(tokens, about.reorder(state, indices))
+        assert torch.equal(found, expected)
+    indices = torch.tensor([2, 0])
+    later = about.reorder(state, indices)
+    indices.fill_(1)
+    assert torch.equal(about.step(tokens, later)[0], expected)
+    nothing = about.reorder(state, torch.empty(0, dtype=torch.int64))
+    assert about.step(torch.empty(0, dtype=torch.int64), nothing)[0].shape == (0, about.vocabulary_size)

@@ -186,7 +186,10 @@ class OfSource(nn.Module):
         chosen = state._replace(
             sources=sources,
             lengths=state.lengths[indices],
-            picked=indices if state.picked is None else state.picked[indices],
+            # The caller's indices may be of any kind, and change.
+            picked=(torch.arange(len(state.sources), device=sources.device) if state.picked is None else state.picked)[
+                indices
+            ],
             fed=None if state.fed is None else state.fed[indices],
             coverage=None if state.coverage is None else state.coverage[indices],
             weights=None if state.weights is None else state.weights[indices],

@@ -1,4 +1,4 @@
-"""A decoder's weights in the order in which the native engine reads them, packed once for all its searches."""
+"""An encoder-decoder's weights in the order in which the native engine reads them, packed once for all its searches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from throughtime.kernels.native.generation import Ends, LayerState, PackedModel,
 from throughtime.kernels.native.ranking import PackedReadout
 from throughtime.models import EncoderDecoder
 from throughtime.models.recurrent_layers import recurrent_layers
-from throughtime.nn import RecurrentLayer
+from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
 from throughtime.nn.stepping import layer_weights, stepping_refusal
 
 
@@ -53,12 +53,14 @@ class DecoderSteps:
 
 
 def packed_decoder(model: EncoderDecoder) -> PackedDecoder | None:
-    """The packed weights of a model; None where the native engine does not take its layers.
+    """The packed weights of a model; None where the native engine does not take its decoder, and under autocast.
 
     A model is packed once, and again when its parameters have other values.
     """
     weight = model.readout.weight_ho
     if stepping_refusal(model.decoder) is not None or weight.dtype != torch.float32:
+        return None
+    if torch.is_autocast_enabled("cpu"):
         return None
     now = tuple(fingerprint(parameter) for parameter in model.parameters())
     with _lock:
@@ -82,11 +84,15 @@ def _packed(model: EncoderDecoder) -> PackedDecoder:
 def folded_encoder(model: EncoderDecoder) -> RecurrentLayer | None:
     """The encoder with U E in place of U in its first layer, E the embeddings: it reads one-hot vectors of tokens.
 
-    U (E x) = (U E) x: where there are fewer tokens than an embedding has numbers, that is the smaller product. None
-    elsewhere.
+    U (E x) = (U E) x: where there are fewer tokens than an embedding has numbers, that is the smaller product. Its
+    other weights are the model's own. None where the vocabulary is larger, where encoding is not the model's own alone
+    (another class, a hook, other parameters), and where numbers are not finite, which would reach every token.
     """
-    config, encoder = model.config, model.encoder
-    if config.source_vocabulary_size >= config.embedding_size:
+    config, encoder, embedding = model.config, model.encoder, model.source_embedding
+    own = type(encoder) in (RNN, LSTM, GRU) and type(embedding) is nn.Embedding
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (encoder, embedding))
+    changed = type(model).encode is not EncoderDecoder.encode or not own or hooked
+    if config.source_vocabulary_size >= config.embedding_size or changed:
         return None
     directions = 2 if config.bidirectional else 1
     with torch.device("meta"):  # no random numbers are drawn for weights that are replaced
@@ -94,9 +100,13 @@ def folded_encoder(model: EncoderDecoder) -> RecurrentLayer | None:
             config, config.source_vocabulary_size, config.hidden_size // directions, bidirectional=config.bidirectional
         )
     state = {name: value.detach() for name, value in encoder.state_dict().items()}
+    if state.keys() != folded.state_dict().keys():
+        return None
     for name in ("weight_ih_l0", "weight_ih_l0_reverse"):
         if name in state:
-            state[name] = state[name] @ model.source_embedding.weight.detach().mT
+            state[name] = state[name] @ embedding.weight.detach().mT
+            if not state[name].isfinite().all():
+                return None
     folded.load_state_dict(state, assign=True)
     return folded.eval().requires_grad_(False)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from throughtime.errors import EngineError
 from throughtime.kernels.native import decoupled as native
 
 # Numbers of one part of the hidden units: 1 MiB in float32.
@@ -25,8 +26,13 @@ def tanh_and_readout(
 ) -> tuple[Tensor, Tensor]:
     """o (N, O) and h (N, H) of rows x (N, X), U (H, X), b (H,), V (O, H), c (O,); differentiable twice.
 
-    engine: "native", "torch", or "auto": the first of them that takes the tensors.
+    engine: "native", "torch" or another name, which is torch's operations too; "auto": native where that can be.
+
+    Raises:
+        EngineError: engine="native" of tensors that the native engine does not take.
     """
+    if engine == "native" and (reason := native.refusal(native.Rows(x, U, b, V, c))) is not None:
+        raise EngineError(f"engine='native': {reason}; take engine='auto'")
     found: tuple[Tensor, Tensor] = _Rows.apply(engine, x, U, b, V, c)  # type: ignore[no-untyped-call]
     return found
 
@@ -46,7 +52,8 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, engine: str, x: Tensor, U: Tensor, b: Tensor, V: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         rows = native.Rows(x, U, b, V, c)
-        ctx.is_native = engine in ("auto", "native") and native.takes(rows)
+        # Of no numbers there is nothing to compute, and no block to do it in.
+        ctx.is_native = engine in ("auto", "native") and min(rows.sizes) > 0 and native.refusal(rows) is None
         if ctx.is_native:
             o, h = native.forward(rows)
         else:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from throughtime.errors import EngineError
 from throughtime.kernels.native import decoupled, library
 from throughtime.kernels.native.decoupled import Rows
 from throughtime.models.decoupled import tanh_and_readout
@@ -54,7 +55,7 @@ def with_gradients(rows: Rows, engine: str, *, of_h: bool) -> list[Tensor]:
 @pytest.mark.parametrize("sizes", SIZES)
 def test_it_follows_the_equations(isa: str, sizes: tuple[int, int, int, int], of_h: bool) -> None:
     rows = some(*sizes)
-    assert decoupled.takes(rows)
+    assert decoupled.refusal(rows) is None
     expected = with_gradients(rows, "torch", of_h=of_h)
     for dtype, close in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
         found = with_gradients(Rows(*(tensor.to(dtype) for tensor in rows)), "native", of_h=of_h)
@@ -85,11 +86,19 @@ def test_threads_change_nothing(isa: str, threads: Callable[[int], None]) -> Non
 
 def test_what_it_does_not_take() -> None:
     rows = some(4, 3, 2, 1)
-    assert not decoupled.takes(rows._replace(x=rows.x.float()))
-    assert not decoupled.takes(Rows(*(tensor.bfloat16() for tensor in rows)))
-    assert not decoupled.takes(rows._replace(x=rows.x[:0]))
-    o, h = tanh_and_readout(*rows._replace(x=rows.x[:0]))
+    for other in (rows._replace(x=rows.x.float()), Rows(*(tensor.bfloat16() for tensor in rows))):
+        with pytest.raises(EngineError, match="engine='native': decoupled steps are native in float32 or float64"):
+            tanh_and_readout(*other, engine="native")
+    assert tanh_and_readout(*(tensor.bfloat16() for tensor in rows))[0].dtype == torch.bfloat16
+    o, h = tanh_and_readout(*rows._replace(x=rows.x[:0]), engine="native")
     assert (o.shape, h.shape) == ((0, 1), (0, 2))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's own, of its tracer
+def test_compiled_by_torch() -> None:
+    rows = some(30, 3, 5, 2)
+    compiled = torch.compile(lambda *given: tanh_and_readout(*given)[0], backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*rows), tanh_and_readout(*rows, engine="torch")[0])
 
 
 def test_the_gradient_is_differentiable_itself() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from throughtime.errors import ShapeError
 from throughtime.kernels.native import library
+from throughtime.kernels.native.tensors import check_tensor, float_tensor
 
 
 class Attended(NamedTuple):
@@ -48,7 +49,7 @@ class PackedAttention:
     def __init__(self, weight: Tensor) -> None:
         self.hidden_size = len(weight)
         weight = weight.detach().contiguous()
-        _check("weight", weight, (self.hidden_size, self.hidden_size))
+        check_tensor("PackedAttention: weight", weight, (self.hidden_size, self.hidden_size))
         self._native: Any = library.load().PackedAttention(weight.data_ptr(), self.hidden_size, torch.get_num_threads())
 
     def attend(
@@ -69,25 +70,12 @@ class PackedAttention:
         given = {"h": h, "keys": keys, "values": values}
         memory = (sources, positions, self.hidden_size)
         for (name, tensor), shape in zip(given.items(), ((rows, self.hidden_size), memory, memory), strict=True):
-            _check(name, tensor, shape)
+            check_tensor(f"PackedAttention: {name}", tensor, shape)
         if inside is not None:
-            _check("inside", inside, (sources, positions), torch.bool)
+            check_tensor("PackedAttention: inside", inside, (sources, positions), torch.bool)
             given["inside"] = inside
-        found = Attended(torch.empty(rows, self.hidden_size), torch.empty(rows, positions))
+        found = Attended(float_tensor(rows, self.hidden_size), float_tensor(rows, positions))
         if rows:
             addresses = {name: tensor.data_ptr() for name, tensor in (given | found._asdict()).items()}
             self._native.attend((sources, rows // sources, positions), addresses, torch.get_num_threads())
         return found
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
-    """What the native code takes on trust: it is handed addresses.
-
-    Raises:
-        ShapeError: `tensor` is anything else.
-    """
-    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
-        raise ShapeError(
-            f"PackedAttention: {name} must be {shape} {dtype}, contiguous, on the CPU, got {tuple(tensor.shape)} "
-            f"{tensor.dtype} {'' if tensor.is_contiguous() else 'not contiguous '}on {tensor.device}"
-        )

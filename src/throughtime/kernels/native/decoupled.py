@@ -32,17 +32,17 @@ class Rows(NamedTuple):
         return (*self.x.shape, *reversed(self.readout.shape))
 
 
-def takes(rows: Rows) -> bool:
-    """Whether the compiled code is there and made for such tensors, and nobody watches single operations."""
-    return (
-        rows.x.dtype in _FORMATS
-        and all(tensor.is_cpu and tensor.dtype == rows.x.dtype for tensor in rows)
-        and min(rows.sizes) > 0
-        and all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in rows)
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not library.missing_reason()
-    )
+def refusal(rows: Rows) -> str | None:
+    """Why the compiled code does not take such tensors; None where it does."""
+    if (reason := library.missing_reason()) is not None:
+        return reason
+    if not all(tensor.is_cpu and tensor.dtype == rows.x.dtype for tensor in rows) or rows.x.dtype not in _FORMATS:
+        kinds = sorted({f"{tensor.dtype} on {tensor.device}" for tensor in rows})
+        return f"decoupled steps are native in float32 or float64 on the CPU, got {', '.join(kinds)}"
+    plain = all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in rows)
+    if not plain or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return "native decoupled steps are no operator that torch.compile, subclasses and dispatch modes can follow"
+    return None
 
 
 def forward(rows: Rows) -> tuple[Tensor, Tensor]:

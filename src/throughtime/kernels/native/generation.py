@@ -22,6 +22,7 @@ from torch import Tensor
 
 from throughtime.errors import EngineError, ShapeError
 from throughtime.kernels.native import library
+from throughtime.kernels.native.tensors import check_tensor, float_tensor
 
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -153,7 +154,7 @@ class PackedModel:
 
     @property
     def bytes(self) -> int:
-        """Bytes of weights that one step reads."""
+        """Bytes of weights that one step of fewer than 16 rows reads; more rows read a second packing in float32."""
         return int(self.native.bytes)
 
 
@@ -194,11 +195,11 @@ class Stepper:
         """
         if self.model.vocabulary_size:
             raise ShapeError("Stepper: this model reads tokens, got vectors; step(tokens) advances it")
-        _check("inputs", inputs, self._vectors, torch.float32)
+        check_tensor("Stepper: inputs", inputs, self._vectors, torch.float32)
         if out is None:
-            out = torch.empty(self._outputs)
+            out = float_tensor(*self._outputs)
         else:
-            _check("out", out, self._outputs, torch.float32)
+            check_tensor("Stepper: out", out, self._outputs, torch.float32)
         self._native.feed(inputs.data_ptr(), out.data_ptr(), torch.get_num_threads())
         return out
 
@@ -208,11 +209,11 @@ class Stepper:
         `out` is written into and returned; without it a new tensor is made.
         """
         self._check_has_logits()
-        _check("tokens", tokens, self._tokens, torch.int64)
+        check_tensor("Stepper: tokens", tokens, self._tokens, torch.int64)
         if out is None:
-            out = torch.empty(self._logits)
+            out = float_tensor(*self._logits)
         else:
-            _check("out", out, self._logits, torch.float32)
+            check_tensor("Stepper: out", out, self._logits, torch.float32)
         self._native.step(tokens.data_ptr(), out.data_ptr(), log_probs, torch.get_num_threads())
         return out
 
@@ -220,7 +221,7 @@ class Stepper:
         """T steps at once: tokens (T, B) int64. `logits` then tells of the next ones."""
         if not self.model.vocabulary_size:
             raise ShapeError("Stepper: this model reads vectors, not tokens; feed(inputs) advances it")
-        _check("tokens", tokens, torch.Size((len(tokens), self.rows)), torch.int64)
+        check_tensor("Stepper: tokens", tokens, torch.Size((len(tokens), self.rows)), torch.int64)
         if len(tokens):
             self._native.read(tokens.data_ptr(), len(tokens), torch.get_num_threads())
 
@@ -231,7 +232,7 @@ class Stepper:
             RuntimeError: nothing has been read since the states were last set.
         """
         self._check_has_logits()
-        out = torch.empty(self._logits)
+        out = float_tensor(*self._logits)
         self._native.logits(out.data_ptr(), log_probs, torch.get_num_threads())
         return out
 
@@ -260,17 +261,17 @@ class Stepper:
             RuntimeError: no `first`, and nothing has been read since the states were last set.
         """
         self._check_has_logits()
-        _check("uniforms", uniforms, torch.Size((self.rows, steps)), torch.float64)
-        _check("alive", alive, self._tokens, torch.bool)
+        check_tensor("Stepper: uniforms", uniforms, torch.Size((self.rows, steps)), torch.float64)
+        check_tensor("Stepper: alive", alive, self._tokens, torch.bool)
         if first is not None:
-            _check("first", first, self._tokens, torch.int64)
+            check_tensor("Stepper: first", first, self._tokens, torch.int64)
         if seen is not None:
-            _check("seen", seen, self._logits, torch.bool)
+            check_tensor("Stepper: seen", seen, self._logits, torch.bool)
         if rule.end < 0 and not alive.all():
             raise ShapeError("Stepper: rows can have ended only where rule.end is a token")
-        tokens = torch.empty(steps, self.rows, dtype=torch.int64)
-        went_on = torch.empty(steps, self.rows, dtype=torch.bool)
-        log_probs = torch.empty(steps, self.rows, dtype=torch.float64)
+        tokens = torch.empty(steps, self.rows, dtype=torch.int64, device="cpu")
+        went_on = torch.empty(steps, self.rows, dtype=torch.bool, device="cpu")
+        log_probs = torch.empty(steps, self.rows, dtype=torch.float64, device="cpu")
         made = self._native.generate(
             steps,
             0 if first is None else first.data_ptr(),
@@ -287,7 +288,7 @@ class Stepper:
 
     def reorder(self, indices: Tensor) -> None:
         """Row i becomes what row indices[i] was, every part of its state; (B',) int64, another number of rows too."""
-        _check("indices", indices, torch.Size((indices.numel(),)), torch.int64)
+        check_tensor("Stepper: indices", indices, torch.Size((indices.numel(),)), torch.int64)
         if not len(indices):
             raise ShapeError("Stepper: indices must name at least one row, got none")
         self._native.reorder(indices.data_ptr(), len(indices))
@@ -301,7 +302,7 @@ class Stepper:
         )
 
     def _copied(self, layer: int, units: int, memory: bool) -> Tensor:
-        values = torch.empty(self.rows, units)
+        values = float_tensor(self.rows, units)
         self._native.copy_state(layer, memory, values.data_ptr())
         return values
 
@@ -315,7 +316,9 @@ class Stepper:
                 raise ShapeError(f"Stepper: layer {layer} has {'h and c' if lstm else 'h only'}")
             for memory, values in ((False, h), (True, c)):
                 if values is not None:
-                    _check(f"{'c' if memory else 'h'} of layer {layer}", values, (self.rows, units), torch.float32)
+                    check_tensor(
+                        f"Stepper: {'c' if memory else 'h'} of layer {layer}", values, (self.rows, units), torch.float32
+                    )
                     self._native.set_state(layer, memory, values.data_ptr())
 
     def _check_has_logits(self) -> None:
@@ -328,8 +331,8 @@ class Stepper:
 class StatelessStepper:
     """Steps of a packed model for any number of rows, whose states are handed in and handed out.
 
-    What several rows that go on from one row have in common is computed once. Weights are fp32 or bf16. It may be used
-    by one thread at a time.
+    What several rows that go on from one row have in common is computed once. Weights are fp32 or bf16; like all steps
+    of 16 rows and more, it reads them from a second packing, in float32. It may be used by one thread at a time.
 
     Raises:
         EngineError: weights in int8.
@@ -355,20 +358,21 @@ class StatelessStepper:
             ShapeError: tensors of other shapes, types or layouts than told; states that do not fit the layers.
             IndexError: a token outside the vocabulary, an index outside the rows of the states.
         """
-        model, rows, parents = self.model, len(read), len(states[0].h)
+        model, rows = self.model, len(read)
         if model.vocabulary_size:
-            _check("tokens", read, (rows,), torch.int64)
+            check_tensor("StatelessStepper: tokens", read, (rows,), torch.int64)
         else:
-            _check("inputs", read, (rows, model.input_size), torch.float32)
-        _check("picked", picked, (rows,), torch.int64)
+            check_tensor("StatelessStepper: inputs", read, (rows, model.input_size), torch.float32)
+        check_tensor("StatelessStepper: picked", picked, (rows,), torch.int64)
         if [state.c is not None for state in states] != [lstm for lstm, _ in model.layers]:
             raise ShapeError(f"StatelessStepper: expected states of {len(model.layers)} layers, c for LSTMs alone")
+        parents = len(states[0].h)
         after = []
         for (lstm, units), state in zip(model.layers, states, strict=True):
             for name, values in state._asdict().items():
                 if values is not None:
-                    _check(name, values, (parents, units), torch.float32)
-            after.append(LayerState(torch.empty(rows, units), torch.empty(rows, units) if lstm else None))
+                    check_tensor(f"StatelessStepper: {name}", values, (parents, units), torch.float32)
+            after.append(LayerState(float_tensor(rows, units), float_tensor(rows, units) if lstm else None))
         last = after[-1].h
         tensors = {"tokens" if model.vocabulary_size else "inputs": read, "picked": picked}
         if model.residual and len(after) > 1:
@@ -392,19 +396,6 @@ def _contiguous(values: dict[str, Any]) -> dict[str, Tensor]:
 
 def _addresses(tensors: dict[str, Tensor]) -> dict[str, int]:
     return {name: tensor.data_ptr() for name, tensor in tensors.items()}
-
-
-def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """What the native code takes on trust: it is handed addresses.
-
-    Raises:
-        ShapeError: `tensor` is anything else.
-    """
-    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
-        raise ShapeError(
-            f"Stepper: {name} must be {tuple(shape)} {dtype}, contiguous, on the CPU, got {tuple(tensor.shape)} "
-            f"{tensor.dtype} {'' if tensor.is_contiguous() else 'not contiguous '}on {tensor.device}"
-        )
 
 
 def _check_sizes(layers: Sequence[LayerWeights], ends: Ends | None, residual: bool) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from throughtime.errors import ShapeError
 from throughtime.kernels.native import library
+from throughtime.kernels.native.tensors import check_tensor, float_tensor
 
 
 class Ranked(NamedTuple):
@@ -60,8 +61,8 @@ class PackedReadout:
         self.vocabulary_size, self.hidden_size = weight.shape
         bias = weight.new_zeros(self.vocabulary_size) if bias is None else bias.detach().contiguous()
         weight = weight.detach().contiguous()
-        _check("PackedReadout: weight", weight, (self.vocabulary_size, self.hidden_size))
-        _check("PackedReadout: bias", bias, (self.vocabulary_size,))
+        check_tensor("PackedReadout: weight", weight, (self.vocabulary_size, self.hidden_size))
+        check_tensor("PackedReadout: bias", bias, (self.vocabulary_size,))
         self._native: Any = library.load().PackedReadout(
             weight.data_ptr(), bias.data_ptr(), self.vocabulary_size, self.hidden_size, torch.get_num_threads()
         )
@@ -72,8 +73,8 @@ class PackedReadout:
         Raises:
             ShapeError: h is not (N, H) float32, contiguous, on the CPU.
         """
-        _check("PackedReadout: h", h, (len(h), self.hidden_size))
-        out = torch.empty(len(h), self.vocabulary_size)
+        check_tensor("PackedReadout: h", h, (len(h), self.hidden_size))
+        out = float_tensor(len(h), self.vocabulary_size)
         if len(h):
             self._native.logits(h.data_ptr(), len(h), out.data_ptr(), torch.get_num_threads())
         return out
@@ -85,7 +86,7 @@ class PackedReadout:
             ShapeError: h is not (N, H) float32, contiguous, on the CPU; k is not in 1..V, or 1..V-1 with an end.
             IndexError: `end` is no token.
         """
-        _check("PackedReadout: h", h, (len(h), self.hidden_size))
+        check_tensor("PackedReadout: h", h, (len(h), self.hidden_size))
         _check_ranks("PackedReadout", k, end, self.vocabulary_size)
         found = _empty(len(h), k, end)
         if len(h):
@@ -103,7 +104,7 @@ def rank_logits(logits: Float[Tensor, "N V"], k: int, *, end: int | None) -> Ran
         IndexError: `end` is no token.
     """
     rows, vocabulary = logits.shape
-    _check("rank_logits: logits", logits, (rows, vocabulary))
+    check_tensor("rank_logits: logits", logits, (rows, vocabulary))
     _check_ranks("rank_logits", k, end, vocabulary)
     found = _empty(rows, k, end)
     if rows:
@@ -115,9 +116,9 @@ def rank_logits(logits: Float[Tensor, "N V"], k: int, *, end: int | None) -> Ran
 
 def _empty(rows: int, k: int, end: int | None) -> Ranked:
     return Ranked(
-        torch.empty(rows, k, dtype=torch.float64),
-        torch.empty(rows, k, dtype=torch.int64),
-        None if end is None else torch.empty(rows, dtype=torch.float64),
+        torch.empty(rows, k, dtype=torch.float64, device="cpu"),
+        torch.empty(rows, k, dtype=torch.int64, device="cpu"),
+        None if end is None else torch.empty(rows, dtype=torch.float64, device="cpu"),
     )
 
 
@@ -128,19 +129,6 @@ def _end(end: int | None) -> int:
 def _addresses(found: Ranked) -> tuple[int, int, int]:
     log_p, ids, of_end = found
     return log_p.data_ptr(), ids.data_ptr(), 0 if of_end is None else of_end.data_ptr()
-
-
-def _check(who: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    """What the native code takes on trust: it is handed addresses.
-
-    Raises:
-        ShapeError: `tensor` is anything else.
-    """
-    if tensor.shape != shape or tensor.dtype != torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu:
-        raise ShapeError(
-            f"{who} must be {shape} torch.float32, contiguous, on the CPU, got {tuple(tensor.shape)} {tensor.dtype} "
-            f"{'' if tensor.is_contiguous() else 'not contiguous '}on {tensor.device}"
-        )
 
 
 def _check_ranks(who: str, k: int, end: int | None, vocabulary: int) -> None:

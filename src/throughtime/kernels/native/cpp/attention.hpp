@@ -27,16 +27,8 @@ struct AttentionCall {
 
 class PackedAttention {
   public:
-    PackedAttention(const float* weight, Index units, int threads) : columns_{{units, 1, units}, nullptr} {
-        Panels<Single>& panels = columns_.panels;
-        panels.data = memory_.take<float>(panels.size());
-        float* start = memory_.take<float>(panels.panels() * kWidth<Single>);
-        std::fill_n(start, panels.panels() * kWidth<Single>, 0.0f);
-        columns_.start = start;
-        run_together(threads, [&](const Member& member) {
-            for (Index p = member.index; p < panels.panels(); p += member.count) pack_weight_rows(panels, p, weight);
-        });
-    }
+    PackedAttention(const float* weight, Index units, int threads)
+        : columns_(ManyColumns::pack(weight, units, units, 0.0f, memory_, threads)) {}
 
     Index units() const { return columns_.panels.depth; }
 
@@ -44,7 +36,7 @@ class PackedAttention {
         const Index bytes = (columns_.panels.size() * std::max<Index>(1, call.rows() / 4) +
                              2 * call.sources * call.positions * call.units) *
                             static_cast<Index>(sizeof(float));
-        const int members = static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
+        const int members = worthwhile(bytes, threads);
         Buffers memory;
         const ManyRows operand{memory.take<float>(call.rows() * ManyRows::stride_of(units())),
                                ManyRows::stride_of(units())};
@@ -59,13 +51,10 @@ class PackedAttention {
             for (Index g = share(call.sources, member.index); g < share(call.sources, member.index + 1); ++g)
                 look(call, g, desk);
             member.wait();
-            const bool by_blocks = columns_.blocks() >= member.count;
-            const Index first = by_blocks ? 0 : share(call.rows(), member.index);
-            const Index last = by_blocks ? call.rows() : share(call.rows(), member.index + 1);
-            const Index end = by_blocks ? share(columns_.blocks(), member.index + 1) : columns_.blocks();
-            for (Index block = by_blocks ? share(columns_.blocks(), member.index) : 0; block < end; ++block)
+            each_share(member, columns_.blocks(), call.rows(), [&](Index block, Index first, Index last) {
                 columns_.each_row(operand, block, first, last, scratch + member.index * ManyColumns::scratch_size(),
                                   [&](Index row, const float* sums) { combine(call, row, block, sums); });
+            });
         });
     }
 

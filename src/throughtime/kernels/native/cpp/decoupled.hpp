@@ -43,7 +43,8 @@ class Decoupled {
     Decoupled(const DecoupledProblem<Real>& problem, bool backward, int threads)
         : problem_(problem), backward_(backward) {
         const Index blocks = ceil_divide(problem.rows, kRows);
-        segments_ = std::min(kSegments, blocks);
+        const Index sums = problem.units * (problem.inputs + problem.outputs + 1) + problem.outputs;
+        segments_ = backward ? std::clamp<Index>(kMostOfSums / sums, 1, std::min(kSegments, blocks)) : blocks;
         members_ = static_cast<int>(std::clamp<Index>(segments_, 1, threads));
         into_ = {backward ? problem.outputs : problem.inputs, 1, problem.units};
         out_ = {problem.units, 1, backward ? problem.inputs : problem.outputs};
@@ -98,7 +99,9 @@ class Decoupled {
 
   private:
     static constexpr Index kRows = kPassTiles * kTileRows;  // of a block
+    // Segments of the backward pass, and numbers of all their sums.
     static constexpr Index kSegments = 16;
+    static constexpr Index kMostOfSums = Index{1} << 24;
 
     // What a member works with, and the sums of its segment.
     struct Desk {

@@ -209,7 +209,7 @@ class Steps {
                  const std::vector<nb::tuple>& after, int threads) {
         const Turn turn(taken_);
         const Addresses tensors(given);
-        AdvanceCall call{rows, parents, tensors.at<const std::int64_t>("tokens"), tensors.at<const float>("inputs"),
+        AdvanceCall call{rows, tensors.at<const std::int64_t>("tokens"), tensors.at<const float>("inputs"),
                          tensors.at<const std::int64_t>("picked"), {}, {}, tensors.at<float>("outputs")};
         const auto take = [](const std::vector<nb::tuple>& states, std::vector<AdvanceCall::State>& to) {
             for (const nb::tuple& state : states)

@@ -70,7 +70,7 @@ struct AdvanceCall {
         float* h;
         float* c;
     };
-    Index rows, parents;
+    Index rows;
     const std::int64_t* tokens;  // (B), or ...
     const float* inputs;         // ... (B, I)
     const std::int64_t* picked;  // (B) which of the parents each row goes on from
@@ -109,6 +109,9 @@ class Stepper {
 
 // Fewer bytes of weights than this for each thread, and it costs more to wake it than it saves.
 inline constexpr Index kThreadBytes = Index{384} << 10;
+inline int worthwhile(Index bytes, int threads) {
+    return static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
+}
 // So few rows wait for the weights, and not the weights for them.
 inline constexpr Index kFewRows = 8;
 // From so many rows on the weights wait for the rows, and a step's products are those of many_rows.hpp.

@@ -49,13 +49,39 @@ struct ManyRows {
     }
 };
 
+// Calls visit(block, first, last) for a member's share of blocks of columns and rows [first, last): where there are fewer
+// blocks than members, these share the rows.
+template <class Visit>
+void each_share(const Member& member, Index blocks, Index rows, Visit visit) {
+    const auto share = [&](Index count, Index i) { return count * i / member.count; };
+    const bool by_blocks = blocks >= member.count;
+    const Index first = by_blocks ? 0 : share(rows, member.index);
+    const Index last = by_blocks ? rows : share(rows, member.index + 1);
+    const Index end = by_blocks ? share(blocks, member.index + 1) : blocks;
+    for (Index block = by_blocks ? share(blocks, member.index) : 0; block < end; ++block) visit(block, first, last);
+}
+
 // The columns of a readout, a block of kColumns at a time.
 struct ManyColumns {
     static constexpr Index kBlockPanels = kPanelSums / kPanelVectors;
     static constexpr Index kColumns = kBlockPanels * kWidth<Single>;
 
     Panels<Single> panels;  // of one group
-    const float* start;     // of all panels
+    float* start;           // of all panels
+
+    // Of a weight (columns, depth), with `start` everywhere.
+    template <class Memory>
+    static ManyColumns pack(const float* weight, Index depth, Index columns, float start, Memory& memory, int threads) {
+        ManyColumns packed{{depth, 1, columns}, nullptr};
+        Panels<Single>& panels = packed.panels;
+        panels.data = memory.template take<float>(panels.size());
+        packed.start = memory.template take<float>(panels.panels() * kWidth<Single>);
+        std::fill_n(packed.start, panels.panels() * kWidth<Single>, start);
+        run_together(threads, [&](const Member& member) {
+            for (Index p = member.index; p < panels.panels(); p += member.count) pack_weight_rows(panels, p, weight);
+        });
+        return packed;
+    }
 
     Index blocks() const { return ceil_divide(panels.panels(), kBlockPanels); }
 

@@ -57,11 +57,12 @@ struct Siblings {
             Index& place = next[static_cast<std::size_t>(family[static_cast<std::size_t>(i)])];
             members[static_cast<std::size_t>(place++)] = i;
         }
+        if (families() == rows) clear();  // nobody shares anything
     }
 };
 
-// Sums of some units of one row, of groups `stride` apart.
-struct UnitSums {
+// Sums of some columns: of rows, or of groups, `stride` apart.
+struct StridedSums {
     const float* values;
     Index stride;
 };
@@ -81,8 +82,8 @@ inline void come_near(const float* from, Index count) {
 
 // The cell for units [first, first + count) of panel p.
 template <class Storage>
-inline void advance_units(const PackedLayer<Storage>& layer, Index p, Index first, int count, UnitSums inputs,
-                          UnitSums product, const StateUnits& state) {
+inline void advance_units(const PackedLayer<Storage>& layer, Index p, Index first, int count, StridedSums inputs,
+                          StridedSums product, const StateUnits& state) {
     const Index within = first - layer.first_unit(p);
     ForwardRow<float> row{};
     row.units = layer.panel_units(p);
@@ -128,7 +129,7 @@ struct ManyRowsCall {
 template <class Storage>
 class ManyRowsStep {
   public:
-    explicit ManyRowsStep(const PackedModelOf<Storage>& model) : model_(model) {
+    explicit ManyRowsStep(const PackedModelOf<Storage>& model) : model_(model), packed_(model.layers_of_many()) {
         for (const PackedLayer<Storage>& layer : model.layers) {
             deepest_ = std::max({deepest_, layer.inputs, layer.units});
             gates_ = std::max(gates_, gates_of(layer.cell));
@@ -169,7 +170,7 @@ class ManyRowsStep {
         Index below_stride;
 
         // The cell for units [first, first + count) of row i, a panel's at most; `inputs` is null where there is a table.
-        void advance(const float* table, Index i, Index first, int count, UnitSums inputs, UnitSums product) const {
+        void advance(const float* table, Index i, Index first, int count, StridedSums inputs, StridedSums product) const {
             const Index p = first / kBlock / layer.h.panel_blocks();
             const Index ahead = std::min(i + kRowsAhead, call.rows - 1);
             if (!inputs.values) {
@@ -209,7 +210,7 @@ class ManyRowsStep {
     // row, W_hh h is that of the first.
     void advance_layer(const Member& member, std::size_t l, const ManyRowsCall& call) const {
         const PackedLayer<Storage>& layer = model_.layers[l];
-        const ManyRowsLayer& packed = model_.layers_of_many()[l];
+        const ManyRowsLayer& packed = packed_[l];
         const ManyRowsCall::Layer& own = call.layers[l];
         At at{layer, call, own, call.inputs, call.inputs_stride};
         if (l) {
@@ -292,6 +293,7 @@ class ManyRowsStep {
     }
 
     const PackedModelOf<Storage>& model_;
+    const std::vector<ManyRowsLayer>& packed_;
     Index deepest_ = 0, widest_ = 0, rows_ = 0;
     int gates_ = 1, members_ = 0;
     std::unique_ptr<Buffers> memory_;

@@ -84,17 +84,12 @@ class Ranker {
         at_end_ = memory_.take<float>(ranking.rows);
     }
 
-    // All members call it: visit(block, first, last) is to call `take_in` for those rows. Where there are fewer blocks
-    // than members, these share the rows.
+    // All members call it: visit(block, first, last) is to call `take_in` for those rows.
     template <class Visit>
     void run(const Member& member, Visit visit) const {
         const auto share = [&](Index count, Index i) { return count * i / member.count; };
         for (Index row = 0; row < ranking_.rows; ++row) best(member.index, row).clear();
-        const bool by_blocks = blocks_ >= member.count;
-        const Index first = by_blocks ? 0 : share(ranking_.rows, member.index);
-        const Index last = by_blocks ? ranking_.rows : share(ranking_.rows, member.index + 1);
-        const Index end = by_blocks ? share(blocks_, member.index + 1) : blocks_;
-        for (Index block = by_blocks ? share(blocks_, member.index) : 0; block < end; ++block) visit(block, first, last);
+        each_share(member, blocks_, ranking_.rows, visit);
         member.wait();
         for (Index row = share(ranking_.rows, member.index); row < share(ranking_.rows, member.index + 1); ++row)
             finish(row, member.count);
@@ -184,11 +179,6 @@ class Ranker {
     float* at_end_;          // (N)
 };
 
-// Members for a product, or a reading, of so many bytes.
-inline int worthwhile(Index bytes, int threads) {
-    return static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
-}
-
 // Ranks logits (N, V) that are there.
 inline void rank_logits(const Ranking& ranking, const float* logits, int threads) {
     const int members = worthwhile(ranking.rows * ranking.tokens * static_cast<Index>(sizeof(float)), threads);
@@ -214,16 +204,8 @@ inline void rank_logits(const Ranking& ranking, const float* logits, int threads
 class PackedReadout {
   public:
     PackedReadout(const float* weight, const float* bias, Index tokens, Index units, int threads)
-        : columns_{{units, 1, tokens}, nullptr} {
-        Panels<Single>& panels = columns_.panels;
-        panels.data = memory_.take<float>(panels.size());
-        float* start = memory_.take<float>(panels.panels() * kWidth<Single>);
-        std::fill_n(start, panels.panels() * kWidth<Single>, -std::numeric_limits<float>::infinity());
-        std::copy_n(bias, tokens, start);
-        columns_.start = start;
-        run_together(threads, [&](const Member& member) {
-            for (Index p = member.index; p < panels.panels(); p += member.count) pack_weight_rows(panels, p, weight);
-        });
+        : columns_(ManyColumns::pack(weight, units, tokens, -std::numeric_limits<float>::infinity(), memory_, threads)) {
+        std::copy_n(bias, tokens, columns_.start);
     }
 
     Index tokens() const { return columns_.panels.columns; }

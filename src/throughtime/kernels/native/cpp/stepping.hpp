@@ -122,7 +122,7 @@ class StepperOf : public Stepper {
             const LayerRows &from = next->layers[l], &to = state_->layers[l];
             for (Index i = 0; i < rows; ++i) {
                 for (const auto& [old, now] : {std::pair{from.h, to.h}, {from.c, to.c}, {from.h, to.before}})
-                    std::copy(old + indices[i] * width, old + (indices[i] + 1) * width, now + i * width);
+                    if (now) std::copy(old + indices[i] * width, old + (indices[i] + 1) * width, now + i * width);
                 const Index wide = model_.layers[l].h.width();
                 if (from.ahead && to.ahead)
                     std::copy(from.ahead + indices[i] * wide, from.ahead + (indices[i] + 1) * wide, to.ahead + i * wide);
@@ -170,13 +170,13 @@ class StepperOf : public Stepper {
                 const bool sums = model.residual && !layers.empty();
                 const auto take = [&](Index count) { return zeros(count * width); };
                 float* h = take(rows);
-                layers.push_back({h, take(rows), take(rows), is_many(rows) ? h : take(block * rows),
+                layers.push_back({h, take(rows), is_many(rows) ? nullptr : take(rows), is_many(rows) ? h : take(block * rows),
                                   sums ? take(block * rows) : nullptr,
                                   rows <= kFewRows ? zeros(rows * layer.h.width()) : nullptr});
                 if (!layer.from_table) most = std::max(most, layer.h.width());
             }
             if (!model.layers.front().from_table) inputs = zeros(block * rows * padded(model.layers.front().inputs));
-            scratch = zeros(block * rows * most);
+            if (!is_many(rows)) scratch = zeros(block * rows * most);
             if constexpr (!Storage::kQuantised)
                 if (is_many(rows)) many = std::make_unique<ManyRowsStep<Storage>>(model);
             if (model.vocabulary) tokens = memory.template take<std::int64_t>(rows);
@@ -188,7 +188,7 @@ class StepperOf : public Stepper {
         void clear(const PackedModelOf<Storage>& model) {
             for (std::size_t l = 0; l < layers.size(); ++l)
                 for (float* state : {layers[l].h, layers[l].c, layers[l].before})
-                    std::fill(state, state + rows * model.layers[l].width(), 0.0f);
+                    if (state) std::fill(state, state + rows * model.layers[l].width(), 0.0f);
         }
 
         float* zeros(Index count) {
@@ -237,7 +237,7 @@ class StepperOf : public Stepper {
     template <class Work>
     void together(Index rows, int threads, Work work) {
         const Index bytes = model_.bytes() * std::max<Index>(1, rows / 4);
-        const int count = static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
+        const int count = worthwhile(bytes, threads);
         const Index room = state_->rows * state_->block;
         if (!threads_.empty() && threads_.front()->room < room) threads_.clear();
         while (static_cast<int>(threads_.size()) < count)
@@ -336,7 +336,8 @@ class StepperOf : public Stepper {
         for (std::size_t l = 0; l < model_.layers.size(); ++l) {
             const LayerRows& own = state_->layers[l];
             const Index width = model_.layers[l].width();
-            call.layers.push_back({{own.h, own.c, width}, {own.h, own.c, width}, own.summed, width});
+            const StateRows rows{own.h, is_lstm(model_.layers[l].cell) ? own.c : nullptr, width};
+            call.layers.push_back({rows, rows, own.summed, width});
         }
         if (turn == 0 && siblings_.families() > 0) call.siblings = &siblings_;
         return call;
@@ -389,15 +390,9 @@ class StepperOf : public Stepper {
         });
     }
 
-    // Sums of a panel's columns, of rows `stride` apart.
-    struct PanelSums {
-        const float* values;
-        Index stride;
-    };
-
     // The cell, and the residual connection, for the units of panel p at step s of a block; `product` is W_hh h of all
     // rows.
-    void advance_panel(std::size_t l, Index s, Index p, const std::int64_t* tokens, PanelSums product) const {
+    void advance_panel(std::size_t l, Index s, Index p, const std::int64_t* tokens, StridedSums product) const {
         const PackedLayer<Storage>& layer = model_.layers[l];
         const PackedMatrix<Storage>& h = layer.h;
         const Index units = layer.panel_units(p);
@@ -495,7 +490,7 @@ class StatelessStepperOf : public StatelessStepper {
 
     void advance(const AdvanceCall& call, int threads) override {
         const Index bytes = model_.bytes() * std::max<Index>(1, call.rows / 4);
-        const int members = static_cast<int>(std::clamp<Index>(bytes / kThreadBytes, 1, threads));
+        const int members = worthwhile(bytes, threads);
         step_.prepare(call.rows, members);
         ManyRowsCall many{call.rows, call.tokens, call.inputs, model_.layers.front().inputs, {}, call.picked};
         Buffers memory;
@@ -508,7 +503,7 @@ class StatelessStepperOf : public StatelessStepper {
                                    summed, units});
         }
         siblings_.find(call.picked, call.rows);
-        if (siblings_.families() < call.rows) many.siblings = &siblings_;
+        if (siblings_.families()) many.siblings = &siblings_;
         run_together(members, [&](const Member& member) { step_.advance(member, many); });
     }
 

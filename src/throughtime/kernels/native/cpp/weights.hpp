@@ -285,7 +285,7 @@ struct PackedMatrix {
 
 // -- The product ------------------------------------------------------------------------------------------------------
 
-// Some vectors of a panel by a tile of rows, over a stretch of the depth.
+// Some vectors of a panel by a tile of rows.
 template <class Storage>
 struct PanelCall {
     Index units;
@@ -294,7 +294,6 @@ struct PanelCall {
     Index line;                    // weights between units
     const float* scales;
     const std::int32_t* offsets;
-    bool carried;                  // whether `out` holds the sums over the depth before
     const float* start;            // what is added, null for zero
     float* out;                    // the first row's
     Index out_stride;
@@ -312,14 +311,6 @@ void panel_kernel(const PanelCall<Storage>& call) {
             sums[r][v] = Sums{};
             if constexpr (Storage::kQuantised) std::memcpy(&sums[r][v], call.offsets + v * kBlock, sizeof(Sums));
         }
-    if constexpr (!Storage::kQuantised) {
-        if (call.carried) {
-#pragma GCC unroll 8
-            for (int r = 0; r < Rows; ++r)
-#pragma GCC unroll 8
-                for (int v = 0; v < Vectors; ++v) sums[r][v] = load(call.out + r * call.out_stride + v * kBlock);
-        }
-    }
     const typename Storage::Operand* a = call.a.data;
     const typename Storage::Stored* b = call.b;
     const Index stride = call.a.stride;
@@ -374,27 +365,25 @@ constexpr auto kernels_of(std::integer_sequence<int, Row...>) {
         kernels_of_rows<Storage, Row + 1>(std::make_integer_sequence<int, vectors_at_once(Row + 1)>{})...};
 }
 
-// Panel p by a tile of rows, over units [k0, k1) of the depth: out += a B, from zero on where k0 is, and + start where k1
-// is the depth's end. `a` begins with the first of the units, out and start with the panel's first column.
+// out = start + a B for panel p and a tile of rows; start and out begin with the panel's first column.
 template <class Storage>
-inline void multiply_tile(const PackedMatrix<Storage>& b, Index p, int rows, Operands<Storage> a, Index k0, Index k1,
-                          const float* start, float* out, Index out_stride) {
+inline void multiply_tile(const PackedMatrix<Storage>& b, Index p, int rows, Operands<Storage> a, const float* start,
+                          float* out, Index out_stride) {
     static constexpr auto kernels = kernels_of<Storage>(std::make_integer_sequence<int, kMostRows>{});
     const int vectors = b.vectors(p);
     const int most = vectors_at_once(rows);
     for (int v = 0; v < vectors; v += most) {
         const int now = std::min(most, vectors - v);
         PanelCall<Storage> call{};
-        call.units = k1 - k0;
+        call.units = b.units();
         call.a = a;
         call.line = vectors * kBlock * Storage::kUnit;
-        call.b = b.panel(p) + k0 * call.line + v * kBlock * Storage::kUnit;
+        call.b = b.panel(p) + v * kBlock * Storage::kUnit;
         if (Storage::kQuantised) {
             call.scales = b.scales + b.place(p) + v * kBlock;
             call.offsets = b.offsets + b.place(p) + v * kBlock;
         }
-        call.carried = k0 > 0;
-        call.start = start && k1 == b.units() ? start + v * kBlock : nullptr;
+        call.start = start ? start + v * kBlock : nullptr;
         call.out = out + v * kBlock;
         call.out_stride = out_stride;
         kernels[static_cast<std::size_t>(rows - 1)][static_cast<std::size_t>(now - 1)](call);
@@ -409,8 +398,8 @@ inline void multiply_panel(const PackedMatrix<Storage>& b, Index p, Index rows, 
     for (Index tile = 0; tile < tiles; ++tile) {
         const Index first = rows * tile / tiles;
         const int height = static_cast<int>(rows * (tile + 1) / tiles - first);
-        multiply_tile(b, p, height, {a.data + first * a.stride, a.stride, a.scales ? a.scales + first : nullptr}, 0,
-                      b.units(), start, out + first * out_stride, out_stride);
+        multiply_tile(b, p, height, {a.data + first * a.stride, a.stride, a.scales ? a.scales + first : nullptr}, start,
+                      out + first * out_stride, out_stride);
     }
 }
 

@@ -94,13 +94,6 @@ def test_what_it_does_not_take() -> None:
     assert (o.shape, h.shape) == ((0, 1), (0, 2))
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # PyTorch's own, of its tracer
-def test_compiled_by_torch() -> None:
-    rows = some(30, 3, 5, 2)
-    compiled = torch.compile(lambda *given: tanh_and_readout(*given)[0], backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*rows), tanh_and_readout(*rows, engine="torch")[0])
-
-
 def test_the_gradient_is_differentiable_itself() -> None:
     leaves = [tensor.requires_grad_() for tensor in some(3, 2, 3, 2)]
     assert torch.autograd.gradgradcheck(lambda *given: tanh_and_readout(*given, engine="native")[0], leaves)

@@ -17,7 +17,7 @@ from torch._subclasses import FakeTensorMode
 
 import throughtime as tt
 from throughtime.errors import EngineError
-from throughtime.kernels.native import library, operators
+from throughtime.kernels.native import library, memory, operators
 from throughtime.kernels.native.translation import arguments_of
 
 pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
@@ -383,7 +383,7 @@ def test_what_is_still_held_is_not_written_over() -> None:
         return [outputs, states[0][0].c, *states[0][0].gates, *gradients]
 
     held = results()
-    assert all(tensor.numel() >= operators._WORTH_KEEPING for tensor in held[:7])
+    assert all(tensor.numel() >= memory._WORTH_KEEPING for tensor in held[:7])
     before = [tensor.detach().clone() for tensor in held]
     for _ in range(3):
         results()

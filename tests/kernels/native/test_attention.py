@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from throughtime.errors import ShapeError
-from throughtime.kernels.native import attention, library
+from throughtime.kernels.native import library
 from throughtime.kernels.native.attention import PackedAttention
 
 pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
-
-
-@pytest.fixture(params=library.available_isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set that this machine runs."""
-    module = library.load_isa(request.param)
-    monkeypatch.setattr(attention.library, "load", lambda: module)
-    return str(request.param)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def some(sources: int, each: int, positions: int, units: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,21 +17,6 @@ pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(libra
 
 # N, X, H, O: around one vector, one panel and one block of rows; more inputs than a block of rows of the products.
 SIZES = [(1, 1, 1, 1), (5, 3, 17, 2), (113, 64, 33, 40), (300, 1, 64, 129), (500, 230, 40, 3), (4000, 9, 5, 1)]
-
-
-@pytest.fixture(params=library.available_isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set that this machine runs."""
-    module = library.load_isa(request.param)
-    monkeypatch.setattr(decoupled.library, "load", lambda: module)
-    return str(request.param)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def some(rows: int, inputs: int, units: int, outputs: int) -> Rows:

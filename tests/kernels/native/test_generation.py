@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from torch import Tensor
 from throughtime.decoding.filters import Filters
 from throughtime.decoding.sampling import _draw
 from throughtime.errors import EngineError, ShapeError
-from throughtime.kernels.native import generation, library
+from throughtime.kernels.native import library
 from throughtime.kernels.native.generation import (
     PRECISIONS,
     ChoiceRule,
@@ -32,21 +31,6 @@ pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(libra
 
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 GATES = {"lstm": 4, "gru": 3}
-
-
-@pytest.fixture(params=library.available_isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set that this machine runs."""
-    module: ModuleType = library.load_isa(request.param)
-    monkeypatch.setattr(generation.library, "load", lambda: module)
-    return str(request.param)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def some_layers(cell: str, inputs: int, sizes: list[int], *, bias: bool = True, **extras: Any) -> list[LayerWeights]:

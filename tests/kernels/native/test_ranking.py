@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from throughtime.errors import ShapeError
-from throughtime.kernels.native import library, ranking
+from throughtime.kernels.native import library
 from throughtime.kernels.native.ranking import PackedReadout, Ranked, rank_logits
 
 pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
@@ -27,21 +27,6 @@ SIZES = [
     (40, 65, 1000),
     (3, 8, 8001),
 ]
-
-
-@pytest.fixture(params=library.available_isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each instruction set that this machine runs."""
-    module = library.load_isa(request.param)
-    monkeypatch.setattr(ranking.library, "load", lambda: module)
-    return str(request.param)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
 
 
 def some_readout(rows: int, units: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,7 +33,7 @@ inline Index padded(Index columns) { return round_up(columns, kBlock); }
 //
 // A storage has: Stored, what a weight becomes; Operand, what an element of a row becomes; Sums, a vector of kBlock
 // sums; kUnit, how many neighbours in depth stand together in a lane, at `place`; kParts, in how many goes they are
-// multiplied.
+// multiplied; and, where weights are not quantised, `real`, what a stored one stands for.
 
 struct StoredSingle {
     using Stored = float;

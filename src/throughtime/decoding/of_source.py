@@ -88,9 +88,9 @@ class OfSource(nn.Module):
             if packed is None or packed.encoder is None:
                 self._encoded = model.encode((tokens, given))
             else:
-                read, inside = model.sources((tokens, given))
+                read, checked = model.sources((tokens, given))
                 x = functional.one_hot(read, config.source_vocabulary_size).to(torch.float32)  # (S, B, V)
-                self._encoded = model.encoded(x, inside, packed.encoder)
+                self._encoded = model.encoded(x, checked, packed.encoder)
             self._memory = None if self._encoded.memory is None else self._combined(self._encoded.memory)
         self.batch_size = None if single else tokens.shape[1]
         self._steps = None if packed is None else DecoderSteps(packed, model.decoder.cell_type.State)
@@ -160,7 +160,7 @@ class OfSource(nn.Module):
         x = tokens
         if self._steps is None or not self._steps.reads_tokens:
             x = self._inputs(tokens, t, state)
-        picked = torch.arange(len(tokens), device=tokens.device) if state.picked is None else state.picked
+        picked = _picked(state)
         if self._steps is None:
             layers = [type(layer)(*(field[picked] for field in layer)) for layer in state.layers]
             with in_evaluation_mode(model):
@@ -186,10 +186,7 @@ class OfSource(nn.Module):
         chosen = state._replace(
             sources=sources,
             lengths=state.lengths[indices],
-            # The caller's indices may be of any kind, and change.
-            picked=(torch.arange(len(state.sources), device=sources.device) if state.picked is None else state.picked)[
-                indices
-            ],
+            picked=_picked(state)[indices],  # not the caller's indices, which may be of any kind, and change
             fed=None if state.fed is None else state.fed[indices],
             coverage=None if state.coverage is None else state.coverage[indices],
             weights=None if state.weights is None else state.weights[indices],
@@ -268,3 +265,8 @@ class OfSource(nn.Module):
         log_p = log_p.masked_fill(over, -math.inf)
         log_p[:, self.border_id] = torch.where(over[:, 0], 0.0, -math.inf).to(log_p.dtype)
         return functional.pad(log_p, (0, self.vocabulary_size - self.symbols), value=-math.inf)
+
+
+def _picked(state: Writing) -> Int[Tensor, " N"]:
+    """Which row of its layers each row of a state goes on from."""
+    return torch.arange(len(state.sources), device=state.sources.device) if state.picked is None else state.picked

@@ -61,7 +61,7 @@ void each_share(const Member& member, Index blocks, Index rows, Visit visit) {
     for (Index block = by_blocks ? share(blocks, member.index) : 0; block < end; ++block) visit(block, first, last);
 }
 
-// The columns of a readout, a block of kColumns at a time.
+// The columns of a weight, such as a readout's, a block of kColumns at a time.
 struct ManyColumns {
     static constexpr Index kBlockPanels = kPanelSums / kPanelVectors;
     static constexpr Index kColumns = kBlockPanels * kWidth<Single>;

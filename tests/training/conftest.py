@@ -35,6 +35,9 @@ TOY: dict[str, Any] = {
 }
 
 
+PATIENCE = 240  # seconds for a toy run, which takes a few; less than a test may take
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -76,13 +79,16 @@ class ToyRun:
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._ask(-self._process)
+            self.returncode = self._ask(self._process)
         return self.returncode
 
     def communicate(self) -> tuple[str, str]:
-        """Wait for its end; what it wrote."""
-        if self.returncode is None:
-            self.returncode = self._ask(self._process)
+        """Wait for its end; what it wrote. After minutes it is aborted, and what it wrote says where it stood."""
+        deadline = time.monotonic() + PATIENCE
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                self.send_signal(signal.SIGABRT)
+            time.sleep(0.005)
         return self._out.read_text("utf-8"), self._err.read_text("utf-8")
 
     def wait_for_training(self) -> None:

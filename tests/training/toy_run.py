@@ -55,8 +55,8 @@ def main() -> int:
             dropout=dropout,
             sums=distribution.sum,
         )
-        if not (arguments.run / "run.json").exists():
-            distribution.on_main(lambda: void(RunFolder.create(arguments.run, "toy")))
+        # Asked by the main process alone: another that came late would find the folder made, and not wait for it.
+        distribution.on_main(lambda: create(arguments.run))
         run = RunFolder.open(arguments.run, "toy")
         print("training", flush=True)
         outcome = Trainer(task, config, run, distribution).fit(resume=arguments.resume)
@@ -69,8 +69,10 @@ def main() -> int:
     return 0
 
 
-def void(_: object) -> None:
-    """Drop a result."""
+def create(run: Path) -> None:
+    """Make the run folder, if it is not one yet."""
+    if not (run / "run.json").exists():
+        RunFolder.create(run, "toy")
 
 
 if __name__ == "__main__":

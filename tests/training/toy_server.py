@@ -1,13 +1,14 @@
 """Starts toy runs quickly: a process that has imported all they need, and forks one for each line that it reads.
 
 A line is a JSON object: `arguments` of toy_run.py, `environment` to add, and `out` and `err`, files for what it writes.
-The answer is the run's process id; a line that holds a process id is answered by its exit code once it has ended
-(the number of a signal, negative, where one killed it), its negative by null if it has not ended yet. The end of the
-input ends the server.
+The answer is the run's process id; a line that holds a process id is answered by its exit code (the number of a
+signal, negative, where one killed it), by null if it has not ended yet. SIGABRT makes a run write where it stands.
+The end of the input ends the server.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -31,6 +32,7 @@ def begin(order: dict[str, object]) -> int:
     try:
         for descriptor, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(str(order[name]), os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        faulthandler.enable()
         os.environ.update(order["environment"])  # type: ignore[call-overload]
         sys.argv = ["toy_run.py", *order["arguments"]]  # type: ignore[misc]
         code = toy_run.main()
@@ -43,8 +45,8 @@ def begin(order: dict[str, object]) -> int:
 
 
 def ended(process: int) -> int | None:
-    """Its exit code; of a negative process id: if there is one yet."""
-    found, status = os.waitpid(abs(process), os.WNOHANG if process < 0 else 0)
+    """Its exit code, if there is one yet."""
+    found, status = os.waitpid(process, os.WNOHANG)
     return os.waitstatus_to_exitcode(status) if found else None
 
 

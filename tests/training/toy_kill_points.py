@@ -22,7 +22,7 @@ import accelerate  # noqa: F401 - imported once, before the forks
 import safetensors.torch  # noqa: F401
 import torch
 import torch._dynamo
-from toy_run import TOY, void
+from toy_run import TOY
 from toy_task import RecordedProgress, ToyTask
 
 from throughtime.storage import write_file
@@ -49,7 +49,7 @@ def train(path: Path, *, resume: bool) -> None:
     Trainer(ToyTask(rows=2), config, RunFolder.open(path, "toy"), distribution, RecordedProgress()).fit(resume=resume)
 
 
-def before_changes(folder: Path, act: Callable[[int], None]) -> None:
+def before_changes(folder: Path, act: Callable[[int], object]) -> None:
     """Call `act` with 1, 2, ... whenever the run folder is about to change."""
     seen = 0
     acting = False
@@ -76,7 +76,7 @@ def die_at(point: int) -> Callable[[int], None]:
     return act
 
 
-def in_child(path: Path, *, resume: bool, act: Callable[[int], None] | None = None) -> int:
+def in_child(path: Path, *, resume: bool, act: Callable[[int], object] | None = None) -> int:
     """The exit code of a forked training: 9 when it was killed. `act` is called before each change of the folder."""
     child = os.fork()
     if child == 0:
@@ -108,7 +108,7 @@ def main() -> None:
     gc.freeze()
     try:
         whole = RunFolder.create(folder / "whole", "toy").path
-        assert in_child(whole, resume=False, act=lambda n: void(shutil.copytree(whole, folder / f"run-{n}"))) == 0
+        assert in_child(whole, resume=False, act=lambda n: shutil.copytree(whole, folder / f"run-{n}")) == 0
         expected = ends(whole)
         points = len(list(folder.glob("run-*")))
         for point in range(1, points + 1):

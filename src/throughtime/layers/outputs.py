@@ -98,7 +98,7 @@ class Categorical(OutputDistribution):
         """One-hot."""
         # functional.one_hot would make whole numbers of eight bytes first.
         zeros = torch.zeros(*y.shape, self.values, device=y.device)
-        return zeros.scatter(-1, y[..., None], 1)
+        return zeros.scatter_(-1, y[..., None], 1)
 
     def check(self, y: Tensor, o: Tensor, *, who: str) -> None:
         """See that targets are categories.

@@ -215,7 +215,7 @@ class FeedbackDesign(Design, FeedbackModel):
     def _fed(self, targets: Tensor) -> Float[Tensor, "T B F"]:
         """y(0..τ-1) as the network reads them: one step later than the targets, zeros first."""
         features = self.distribution.features(targets[:-1]).to(self._dtype())
-        return functional.pad(features, (0, 0, 0, 0, min(1, len(targets)), 0))
+        return torch.cat([features.new_zeros(min(1, len(targets)), *features.shape[1:]), features])
 
     def _through_layers(self, x: Tensor, states: Sequence[Any] | None, lengths: Tensor | None) -> Tensor:
         h: Tensor = self.recurrent(x, self._joined(states), lengths=lengths)[0]

@@ -48,7 +48,7 @@ def refusal(rows: Rows) -> str | None:
 def forward(rows: Rows) -> tuple[Tensor, Tensor]:
     """o (N, O) and h (N, H)."""
     n, _, units, outputs = rows.sizes
-    h, o = kept_memory(rows.x, n, units), rows.x.new_empty(n, outputs)
+    h, o = kept_memory(rows.x, n, units), kept_memory(rows.x, n, outputs)
     _call(False, rows, {"h": h, "o": o})
     return o, h
 

@@ -51,6 +51,7 @@ class Decoupled {
         into_.data = take(into_.size());
         if (!backward || problem.d_x) out_.data = take(out_.size());
         const auto wide = [](const Panels<Format>& panels) { return panels.panels() * kWidth<Format>; };
+        streams_ = !backward && streams_to(problem.h, problem.units);
         if (!backward) {
             bias_ = filled_up(problem.bias, problem.units, wide(into_));
             readout_bias_ = filled_up(problem.readout_bias, problem.outputs, wide(out_));
@@ -93,6 +94,7 @@ class Decoupled {
                 }
             }
         }
+        if (streams_) intrinsics::finish_streams();
         member.wait();
         if (backward_) gather(member);
     }
@@ -146,6 +148,12 @@ class Decoupled {
     template <class Visit>
     static void each_vector(Index first, int count, Visit visit) {
         constexpr int kStep = kLanes<Real>;
+        if (count == kWidth<Format>) {
+            // Nearly always, and the compiler then knows that vectors are whole.
+#pragma GCC unroll 4
+            for (int j = 0; j < kWidth<Format>; j += kStep) visit(first + j, kStep);
+            return;
+        }
         for (int j = 0; j < count; j += kStep) visit(first + j, std::min(kStep, count - j));
     }
 
@@ -153,19 +161,20 @@ class Decoupled {
         const Index units = problem_.units;
         const Index stride = padded_stride<Format>(units);
         copy_rows(problem_.x + first_row * problem_.inputs, rows, problem_.inputs, desk.given);
+        Real* const h = problem_.h + first_row * units;
         multiply_rows(desk.given, into_, rows, bias_, desk.products,
                       [&](Index row, Index first, int count, const Real* sums) {
                           each_vector(first, count, [&](Index u, int n) {
-                              store(desk.hidden + row * stride + u, tangent(load(sums + u - first)), n);
+                              const Vector<Real> value = tangent(load(sums + u - first));
+                              store(desk.hidden + row * stride + u, value, n);
+                              if (streams_) stream(h + row * units + u, value);
+                              else store(h + row * units + u, value, n);
                           });
                       });
         multiply_rows(desk.hidden, out_, rows, readout_bias_, desk.products,
                       [&](Index row, Index first, int count, const Real* sums) {
                           std::copy_n(sums, count, problem_.o + (first_row + row) * problem_.outputs + first);
                       });
-        // Row by row, as memory is best written; read so in the backward pass.
-        for (Index i = 0; i < rows; ++i)
-            std::copy_n(desk.hidden + i * stride, units, problem_.h + (first_row + i) * units);
     }
 
     void go_back(Index first_row, Index rows, const Desk& desk) const {
@@ -236,6 +245,7 @@ class Decoupled {
 
     const DecoupledProblem<Real>& problem_;
     bool backward_;
+    bool streams_;  // h goes to memory past the caches: it is more than they hold, and not read before the backward pass
     Index segments_;
     int members_;
     Buffers buffers_;

@@ -33,6 +33,25 @@ inline void keep_in_register(Vector& v) {
 #endif
 }
 
+// Writes a vector to memory past the caches, without reading what stood there; `to` is aligned to the vector's size.
+template <class Vector, class Real>
+inline void stream(Real* to, Vector v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)v);
+#elif defined(__AVX__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
+#else
+    __builtin_memcpy(to, &v, sizeof v);
+#endif
+}
+
+// What this thread has streamed is there for the others.
+inline void finish_streams() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
+
 // While it lives, this thread takes denormal numbers for zero. A gradient that vanishes becomes denormal before it is zero,
 // and a processor computes with such numbers a hundred times more slowly; below 1e-38 they are of no use to anybody.
 class DenormalsAreZero {

@@ -143,7 +143,8 @@ void multiply_step(const std::array<StepProduct<Format>, Count>& steps, const Sp
             const int count = static_cast<int>(std::min(width, b.columns - first));
             for (std::size_t i = 0; i < taken; ++i) {
                 const Index begin = tiles.all.begin(pass[i]);
-                for (int r = 0; r < tiles.all.height(pass[i]); ++r) {
+                const int height = tiles.all.height(pass[i]);
+                for (int r = 0; r < height; ++r) {
                     if (begin + r < running) visit(begin + r, first, count, products, width);
                     for (std::size_t product = 0; product < Count; ++product)
                         products[product] += steps[product].groups * width;

@@ -64,6 +64,18 @@ inline void store(Real* to, Vector<Real> v, int count) {
     std::memcpy(to, &v, sizeof(Real) * static_cast<std::size_t>(count));
 }
 
+// Whether rows of `count` numbers can go to memory past the caches, which pays where vectors fill whole lines of it.
+template <class Real>
+inline bool streams_to(const Real* to, std::int64_t count) {
+    constexpr int kLine = 64 / static_cast<int>(sizeof(Real));
+    return kVectorBytes >= 32 && reinterpret_cast<std::uintptr_t>(to) % 64 == 0 && count % kLine == 0;
+}
+
+template <class Real>
+inline void stream(Real* to, Vector<Real> v) {
+    intrinsics::stream(to, v);
+}
+
 template <class Real>
 inline Vector<Real> broadcast(Real value) {
     return value - Vector<Real>{};

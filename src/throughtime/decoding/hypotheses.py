@@ -103,16 +103,19 @@ class Chains:
         real = self._all_ranking > -math.inf  # (B, N)
         steps = torch.where(real, self._all_ends // _SLOTS, -1)
         slots = self._slots(steps)
-        shape = (len(self._frames), *real.shape)
-        tokens = torch.full(shape, 0 if end is None else end, device=real.device)  # (T, B, N)
-        scores = torch.zeros(shape, dtype=torch.float64, device=real.device)
-        for step, frame in enumerate(self._frames):
-            place = self._places[step]
-            within = steps > step
-            tokens[step] = torch.where(within, _at(frame.tokens, place, slots[step + 1]), tokens[step])
-            scores[step] = torch.where(within, _at(frame.log_p, place, slots[step + 1]), 0.0)
+        frames = list(zip(self._frames, self._places, strict=True))
+        tokens = torch.empty(len(frames), *real.shape, dtype=torch.int64, device=real.device)  # (T, B, N)
+        scores = torch.empty_like(tokens, dtype=torch.float64)
+        for step, (frame, place) in enumerate(frames):
+            tokens[step] = _at(frame.tokens, place, slots[step + 1])
+            scores[step] = _at(frame.log_p, place, slots[step + 1])
+        is_behind = steps <= torch.arange(len(frames), device=real.device)[:, None, None]
+        tokens.masked_fill_(is_behind, 0 if end is None else end)
+        scores.masked_fill_(is_behind, 0.0)
+        for step in sorted({step for step in steps.flatten().tolist() if 0 <= step < len(frames)}):
+            (frame, place), ended = frames[step], steps == step
             if frame.of_end is not None:
-                scores[step] += torch.where(steps == step, _at(frame.of_end, place, slots[step]), 0.0)
+                scores[step] += torch.where(ended, _at(frame.of_end, place, slots[step]), 0.0)
         totals = torch.zeros_like(self._all_ranking)
         for step_scores in scores:  # in the order in which the search has added them
             totals = totals + step_scores

@@ -85,13 +85,16 @@ class OfSource(nn.Module):
         given = None if lengths is None else torch.as_tensor(lengths, device=tokens.device)
         packed = packed_decoder(model)
         with torch.no_grad(), in_evaluation_mode(model):
+            remember = None
             if packed is None or packed.encoder is None:
                 self._encoded = model.encode((tokens, given))
             else:
                 read, checked = model.sources((tokens, given))
                 x = functional.one_hot(read, config.source_vocabulary_size).to(torch.float32)  # (S, B, V)
-                self._encoded = model.encoded(x, checked, packed.encoder)
-            self._memory = None if self._encoded.memory is None else self._combined(self._encoded.memory)
+                remember = None if packed.memory is None else packed.remember
+                self._encoded = model.encoded(x, checked, packed.encoder, remember)
+            memory = self._encoded.memory
+            self._memory = memory if memory is None or remember is not None else self._combined(memory)
         self.batch_size = None if single else tokens.shape[1]
         self._steps = None if packed is None else DecoderSteps(packed, model.decoder.cell_type.State)
         self._attention = None if packed is None else packed.attention
@@ -250,7 +253,9 @@ class OfSource(nn.Module):
             present, each = state.sources, 1
         if state.memory is not None and torch.equal(present, state.present):
             return state._replace(each=each)
-        return state._replace(present=present, each=each, memory=self._memory.select(present))
+        everything = torch.arange(len(self._memory.values), device=present.device)
+        memory = self._memory if torch.equal(present, everything) else self._memory.select(present)
+        return state._replace(present=present, each=each, memory=memory)
 
     def _actions(self, o: Float[Tensor, "N O"], state: Writing) -> Float[Tensor, "N V"]:
         """log p of each action that o(t) stands for; of the end alone where a predicted length is over."""

@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from throughtime.kernels.native.attention import PackedAttention
+from throughtime.kernels.native.attention import PackedAttention, PackedMemory
 from throughtime.kernels.native.generation import Ends, LayerState, PackedModel, StatelessStepper, fingerprint
 from throughtime.kernels.native.ranking import PackedReadout
+from throughtime.layers import Attention, Memory
 from throughtime.models import EncoderDecoder
 from throughtime.models.recurrent_layers import recurrent_layers
 from throughtime.nn import GRU, LSTM, RNN, RecurrentLayer
@@ -23,15 +24,23 @@ class PackedDecoder(NamedTuple):
     """An encoder that reads one-hot vectors, and the layers of a decoder, its attention and its readout.
 
     encoder: None where the source's vocabulary is no smaller than its embeddings; see `folded_encoder`.
-    attention: None where there is none, or it is of another kind than "dot" and "general".
+    memory, attention: None where there is none, or it is of another kind than "dot" and "general".
     reads_tokens: whether the layers take y(t-1) itself: what it contributes to the first layer is then looked up.
     """
 
     encoder: RecurrentLayer | None
     layers: PackedModel
+    memory: PackedMemory | None
     attention: PackedAttention | None
     readout: PackedReadout
     reads_tokens: bool
+
+    def remember(self, outputs: Float[Tensor, "S B H"], lengths: Int[Tensor, " B"] | None) -> Memory:
+        """As `Attention.remember` does, with W_c m_j in place of m_j, and zeros on padding."""
+        assert self.memory is not None
+        inside = None if lengths is None else torch.arange(len(outputs), device=lengths.device) < lengths[:, None]
+        made = self.memory.remember(outputs.contiguous(), inside)
+        return Memory(made.values, made.keys, inside)
 
 
 class DecoderSteps:
@@ -75,10 +84,13 @@ def _packed(model: EncoderDecoder) -> PackedDecoder:
     reads_tokens = decoder.input_size == model.config.embedding_size
     ends = Ends(model.target_embedding.weight) if reads_tokens else None
     layers = PackedModel(layer_weights(decoder), ends, residual=decoder.residual)
-    attention = None
-    if model.config.attention in ("dot", "general") and not model.config.coverage:
-        attention = PackedAttention(model.combine.weight[:, model.config.hidden_size :])
-    return PackedDecoder(folded_encoder(model), layers, attention, PackedReadout(weight, bias), reads_tokens)
+    memory = attention = None
+    if model.config.attention in ("dot", "general") and not model.config.coverage and type(model.attention) is Attention:
+        of_context, of_h = model.combine.weight.chunk(2, dim=1)  # W_c and W_h
+        of_keys = model.attention.weight if model.config.attention == "general" else None
+        memory, attention = PackedMemory(of_keys, of_context), PackedAttention(of_h)
+    readout = PackedReadout(weight, bias)
+    return PackedDecoder(folded_encoder(model), layers, memory, attention, readout, reads_tokens)
 
 
 def folded_encoder(model: EncoderDecoder) -> RecurrentLayer | None:

@@ -19,6 +19,7 @@ Bahdanau, Cho & Bengio 2015; Luong, Pham & Manning 2015, eqs. 5-6 and section 3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -269,13 +270,19 @@ class EncoderDecoder(FeedbackModel):
         self._check_tokens(tokens, shape.source_vocabulary_size, "a source")
         return tokens, lengths
 
-    def encoded(self, x: Float[Tensor, "S B I"], lengths: Int[Tensor, " B"] | None, encoder: RecurrentLayer) -> Encoded:
-        """What an encoder makes of its inputs, bridge and memory included."""
+    def encoded(
+        self,
+        x: Float[Tensor, "S B I"],
+        lengths: Int[Tensor, " B"] | None,
+        encoder: RecurrentLayer,
+        remember: Callable[[Tensor, Tensor | None], Memory] | None = None,
+    ) -> Encoded:
+        """What an encoder makes of its inputs, bridge and memory included; `remember` stands for the attention's."""
         m, final = encoder(x, lengths=lengths)  # (S, B, H)
         ends = self._ends(final)
         memory = None
         if self.config.attention != "none":
-            memory = self.attention.remember(self.locked_dropout(self.dropout(m)), lengths)
+            memory = (remember or self.attention.remember)(self.locked_dropout(self.dropout(m)), lengths)
         return Encoded(memory, self._bridge(ends), ends[-1][0])
 
     def _ends(self, final: Any) -> list[list[Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from throughtime.errors import ShapeError
 from throughtime.kernels.native import library
-from throughtime.kernels.native.attention import PackedAttention
+from throughtime.kernels.native.attention import PackedAttention, PackedMemory
 
 pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
 
@@ -101,3 +101,42 @@ def test_what_does_not_fit_is_refused() -> None:
         packed.attend(torch.ones(4, 2), memory, memory, torch.ones(3, 2, dtype=torch.bool).T)
     with pytest.raises(ShapeError, match="weight must be"):
         PackedAttention(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 7, 5), (4, 30, 64), (40, 9, 129), (2, 200, 33)])
+def test_memory_follows_the_equations(
+    isa: str, threads: Callable[[int], None], sizes: tuple[int, int, int], masked: bool
+) -> None:
+    sources, positions, units = sizes
+    of_values, _, m, _, inside = some(sources, 1, positions, units)
+    of_keys = of_values.flip(0)
+    real = inside if masked else torch.ones_like(inside)
+    outputs = m.transpose(0, 1).contiguous()  # (S, G, H)
+    packed = PackedMemory(of_keys, of_values)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(packed.remember(outputs, inside if masked else None))
+    for name, weight in (("keys", of_keys), ("values", of_values)):
+        expected = (m.double() @ weight.double().T) * real[..., None]
+        found = [getattr(result, name) for result in results]
+        torch.testing.assert_close(found[0].double(), expected, rtol=0, atol=1e-5)
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2])
+    of_dot = PackedMemory(None, of_values).remember(outputs, inside if masked else None)
+    assert torch.equal(of_dot.keys, m * real[..., None])
+    assert torch.equal(of_dot.values, results[0].values)
+
+
+def test_memory_of_nothing_and_of_what_does_not_fit() -> None:
+    packed = PackedMemory(None, torch.eye(4))
+    assert packed.remember(torch.zeros(5, 0, 4)).keys.shape == (0, 5, 4)
+    assert packed.remember(torch.zeros(0, 3, 4)).values.shape == (3, 0, 4)
+    assert not packed.remember(torch.ones(2, 3, 4), torch.zeros(3, 2, dtype=torch.bool)).values.any()
+    with pytest.raises(ShapeError, match=r"PackedMemory: outputs must be \(2, 3, 4\) torch.float32, contiguous"):
+        packed.remember(torch.zeros(2, 3, 5))
+    with pytest.raises(ShapeError, match=r"PackedMemory: inside must be .* not contiguous"):
+        packed.remember(torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool).T)
+    with pytest.raises(ShapeError, match=r"PackedMemory: of_keys must be \(4, 4\)"):
+        PackedMemory(torch.eye(3), torch.eye(4))

@@ -29,9 +29,32 @@ void attend(const PackedAttention& attention, const nb::tuple& sizes, const nb::
     attention.attend(call, threads);
 }
 
+void make_memory(PackedMemory* place, std::uintptr_t of_keys, std::uintptr_t of_values, Index units, int threads) {
+    const nb::gil_scoped_release released;
+    new (place) PackedMemory(reinterpret_cast<const float*>(of_keys), reinterpret_cast<const float*>(of_values), units,
+                             threads);
+}
+
+void remember(const PackedMemory& memory, const nb::tuple& sizes, const nb::dict& given, int threads) {
+    const Addresses tensors(given);
+    const MemoryCall call{nb::cast<Index>(sizes[0]),
+                          nb::cast<Index>(sizes[1]),
+                          memory.units(),
+                          tensors.at<const float>("outputs"),
+                          tensors.at<const std::uint8_t>("inside"),
+                          tensors.at<float>("keys"),
+                          tensors.at<float>("values")};
+    const nb::gil_scoped_release released;
+    memory.remember(call, threads);
+}
+
 }  // namespace
 
 void bind_attention(nb::module_& m) {
+    nb::class_<PackedMemory>(m, "PackedMemory", "What attention looks at, made from an encoder's outputs.")
+        .def("__init__", &make_memory, nb::arg("of_keys"), nb::arg("of_values"), nb::arg("units"), nb::arg("threads"))
+        .def("remember", &remember, nb::arg("sizes"), nb::arg("tensors"), nb::arg("threads"),
+             "Keys and values of all positions; sizes are (G, S).");
     nb::class_<PackedAttention>(m, "PackedAttention", "Attention and what a decoder makes of it, W packed once.")
         .def("__init__", &make, nb::arg("weight"), nb::arg("units"), nb::arg("threads"))
         .def("attend", &attend, nb::arg("sizes"), nb::arg("tensors"), nb::arg("threads"),

@@ -6,6 +6,8 @@
 // rows beside it and whichever thread.
 #pragma once
 
+#include <optional>
+
 #include "functions.hpp"
 #include "generation.hpp"
 #include "packing.hpp"
@@ -23,6 +25,64 @@ struct AttentionCall {
     float* weights;              // (N, S) α, zero outside
 
     Index rows() const { return sources * each; }
+};
+
+// What an encoder has made, time-major, and where keys and values go; of G sources with S positions, H numbers each.
+struct MemoryCall {
+    Index sources, positions, units;
+    const float* outputs;        // (S, G, H) m
+    const std::uint8_t* inside;  // (G, S), null where all positions are
+    float* keys;                 // (G, S, H) W_a m, zero outside
+    float* values;               // (G, S, H) W_c m, the same
+};
+
+// What attention looks at, made from m once for a source.
+class PackedMemory {
+  public:
+    // of_keys: W_a, null for the unit matrix; of_values: W_c.
+    PackedMemory(const float* of_keys, const float* of_values, Index units, int threads)
+        : units_(units), of_values_(ManyColumns::pack(of_values, units, units, 0.0f, memory_, threads).panels) {
+        if (of_keys) of_keys_ = ManyColumns::pack(of_keys, units, units, 0.0f, memory_, threads).panels;
+    }
+
+    Index units() const { return units_; }
+
+    void remember(const MemoryCall& call, int threads) const {
+        const Index all = call.sources * call.positions;
+        std::vector<Index> places, outside;  // g S + j
+        for (Index place = 0; place < all; ++place)
+            (!call.inside || call.inside[place] ? places : outside).push_back(place);
+        const Index rows = static_cast<Index>(places.size());
+        const int members = worthwhile(2 * rows * units_ * static_cast<Index>(sizeof(float)), threads);
+        Buffers memory;
+        float* scratch = memory.take<float>(members * kScratchOfA<Single>);
+        const auto output = [&](Index i) {
+            const Index place = places[static_cast<std::size_t>(i)];
+            return call.outputs + (place % call.positions * call.sources + place / call.positions) * units_;
+        };
+        const RowsOfA<Single, decltype(output)> outputs{output};
+        std::atomic<Index> of_keys{0}, of_values{0};
+        run_together(members, [&](const Member& member) {
+            for (std::size_t i = static_cast<std::size_t>(member.index); i < outside.size();
+                 i += static_cast<std::size_t>(member.count))
+                for (float* to : {call.keys, call.values}) std::fill_n(to + outside[i] * units_, units_, 0.0f);
+            const auto project = [&](const Panels<Single>& weight, std::atomic<Index>& next, float* to) {
+                multiply<Single>(member, next, rows, outputs, weight,
+                                 [&](Index i) { return to + places[static_cast<std::size_t>(i)] * units_; }, false,
+                                 nullptr, scratch + member.index * kScratchOfA<Single>);
+            };
+            project(of_values_, of_values, call.values);
+            if (of_keys_) return project(*of_keys_, of_keys, call.keys);
+            for (Index i = rows * member.index / member.count; i < rows * (member.index + 1) / member.count; ++i)
+                std::copy_n(output(i), units_, call.keys + places[static_cast<std::size_t>(i)] * units_);
+        });
+    }
+
+  private:
+    Index units_;
+    Arena memory_;
+    Panels<Single> of_values_;
+    std::optional<Panels<Single>> of_keys_;
 };
 
 class PackedAttention {

@@ -33,6 +33,12 @@ inline void keep_in_register(Vector& v) {
 #endif
 }
 
+#if defined(__AVX512F__)
+// Lane by lane the greater of v and `low`, the less of v and `high`; a NaN in v stays.
+inline __m512 at_least(__m512 v, __m512 low) { return _mm512_max_ps(low, v); }
+inline __m512 at_most(__m512 v, __m512 high) { return _mm512_min_ps(high, v); }
+#endif
+
 // Writes a vector to memory past the caches, without reading what stood there; `to` is aligned to the vector's size.
 template <class Vector, class Real>
 inline void stream(Real* to, Vector v) {

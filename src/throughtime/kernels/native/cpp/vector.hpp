@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "intrinsics.hpp"
@@ -103,6 +104,12 @@ inline Vector<Real> select(Integers<Real> condition, Vector<Real> yes, Vector<Re
 
 template <class Real>
 inline Vector<Real> clamp(Vector<Real> v, Real low, Real high) {
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<Real, float>) {
+        const __m512 above = intrinsics::at_least((__m512)v, (__m512)broadcast(low));
+        return (Vector<float>)intrinsics::at_most(above, (__m512)broadcast(high));
+    }
+#endif
     // A NaN passes: both comparisons are false for it.
     v = select<Real>(v < broadcast(low), broadcast(low), v);
     return select<Real>(v > broadcast(high), broadcast(high), v);

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from throughtime.training.run_folder import RunFolder
+
 Call = Callable[..., Any]
 
 
@@ -138,6 +140,15 @@ def test_a_mistake_is_told_in_one_line(call: Call, line: str, message: str) -> N
     assert called.err.startswith(f"throughtime: error: {message}")
     assert called.err.count("\n") == 1
     assert not list(Path().glob("a*"))
+
+
+@pytest.mark.parametrize("line", ["unfold r --out a.svg", "flow r"])
+def test_a_run_of_pairs_is_for_another_command(call: Call, line: str) -> None:
+    RunFolder.create("r", "transduce")
+    told = f"inspect {line.split()[0]}: expected a run of a language model or a design, got r, a model of pairs"
+    assert call("inspect", *line.split()) == (
+        2, "", f"throughtime: error: {told}; use throughtime inspect attention r --input TEXT\n"
+    )  # fmt: skip
 
 
 def test_a_picture_that_cannot_be_written(call: Call) -> None:

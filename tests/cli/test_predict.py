@@ -287,7 +287,7 @@ SHORTER = "require less, or allow a greater length"
         ("--input empty.txt", "empty.txt: the file is empty; give a file with text in it"),
         (
             "--input words.txt --require ABCAB --max-length 4",
-            f"beam_search: required phrases have 5 tokens, the maximum length is 4; {SHORTER}",
+            f"generation: required phrases take 5 tokens at least, the maximum length is 4; {SHORTER}",
         ),
         (
             "--input words.txt --require Q",
@@ -300,7 +300,7 @@ SHORTER = "require less, or allow a greater length"
         ),
         (
             "--input words.txt --prefix ABC --max-length 2",
-            "beam_search: prefix has 3 tokens, the maximum length is 2; allow a greater length",
+            "generation: prefix has 3 tokens, the maximum length is 2; allow a greater length",
         ),
         (
             "--input words.txt --minimum-length 9",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from throughtime.decoding import EndSymbol
 from throughtime.decoding.beam import Search, beam_search
-from throughtime.decoding.phrases import holds, needless, tokens_met
+from throughtime.decoding.phrases import Phrase, holds, longest_beginning, needless, room_for
 from throughtime.decoding.required import RequiredPhrases, fair_choice
 
 CPU = torch.device("cpu")
@@ -34,6 +34,29 @@ class Table:
 
     def step(self, tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         return self.logits[tokens], state
+
+
+def tokens_met(phrases: tuple[Phrase, ...], written: Phrase) -> int:
+    """How many tokens of the phrases are met after the tokens `written`."""
+    whole = [phrase for phrase in phrases if holds(written, phrase)]
+    others = [longest_beginning(written, phrase) for phrase in phrases if phrase not in whole]
+    return sum(map(len, whole)) + max(others, default=0)
+
+
+@such_that(phrases_of, st.lists(st.integers(0, 5), max_size=4))
+@settings(max_examples=40)
+def test_the_room_that_phrases_need(phrases: list[tuple[int, ...]], written: list[int]) -> None:
+    kept, prefix = needless(tuple(phrases)), tuple(written)
+    shortest = sum(map(len, kept))
+    for order in itertools.permutations(kept):
+        whole = prefix
+        for phrase in order:
+            if not holds(whole, phrase):
+                whole += phrase[longest_beginning(whole, phrase) :]
+        shortest = min(shortest, len(whole) - len(prefix))
+    assert room_for(kept, prefix) <= shortest
+    if len(kept) <= 2 and not prefix:
+        assert room_for(kept) == shortest
 
 
 @such_that(phrases_of, st.lists(st.integers(0, 5), max_size=12))

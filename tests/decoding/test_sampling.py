@@ -230,8 +230,23 @@ def test_errors(fixed: Any) -> None:
         sample(model, torch.ones(2, 2, dtype=torch.int64), length=1, samples=3)
     with pytest.raises(ShapeError, match=r"got \(1, 1, 1\)"):
         greedy(model, torch.ones(1, 1, 1, dtype=torch.int64), length=1)
-    with pytest.raises(ConfigError, match="length must be >= 0 tokens, got -1"):
+    with pytest.raises(ConfigError, match="length must be >= 0, got -1"):
         sample(model, length=-1)
+    for samples in (0, -3, 1.5):
+        with pytest.raises(ConfigError, match=f"decoding: samples must be .*, got {samples}$"):
+            sample(model, length=1, samples=samples)
+    for prompt in ([1.9, 2.2], torch.tensor([True])):
+        with pytest.raises(
+            PromptError, match=r"a prompt must be whole numbers, the ids of tokens, got torch\.(float|bool)"
+        ):
+            sample(model, prompt, length=1)
+    for seed in (-1, 1.5):
+        with pytest.raises(ConfigError, match=f"decoding: a seed must be a whole number >= 0, .*, got {seed}$"):
+            sample(model, length=1, seed=seed)
+    with pytest.raises(ConfigError, match="top_k must be a number of tokens >= 0"):
+        sample(model, length=1, top_k=2.5)
+    with pytest.raises(ConfigError, match=r"decoding: stop must be EndSymbol\(\), .* or None, got 'x'"):
+        sample(model, length=1, stop="x")
     with pytest.raises(ConfigError, match=r"EndSymbol: id must be in 0\.\.5, the vocabulary of FixedModel, got 9"):
         sample(model, length=1, stop=EndSymbol(9))
     model.border_id = None

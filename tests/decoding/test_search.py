@@ -74,7 +74,7 @@ def test_what_cannot_be_meant(keys: dict[str, Any], text: str) -> None:
         (
             {"length": 5},
             {"required": [(1, 2, 3, 4), (5, 6, 7)]},
-            "required phrases have 7 tokens, the maximum length is 5; require less, or allow a greater length",
+            "required phrases take 7 tokens at least, the maximum length is 5; require less, or allow a greater length",
         ),
         (
             {"length": 5, "width": 0, "n_best": 0},
@@ -85,10 +85,13 @@ def test_what_cannot_be_meant(keys: dict[str, Any], text: str) -> None:
         (
             {"length": 4},
             {"required": [(1, 2), (3, 4)], "prefix": [[1, 2, 3], [1, 2, 7]]},
-            "required phrases have 2 tokens more than the prefix of row 1, of 3 tokens; the maximum length is 4: "
-            "require less, or allow a greater length",
+            "required phrases take 2 tokens more at least than the prefix of row 1, of 3 tokens; the maximum length is "
+            "4: require less, or allow a greater length",
         ),
         ({"length": 4}, {"required": [(1, 2), (3, 4)], "prefix": [[1, 2, 3], [1, 2, 3]]}, None),
+        ({"length": 3}, {"required": [(1, 2), (2, 1)]}, None),
+        ({"length": 3.5, "width": True}, {}, "length must be a whole number, got 3.5; width must be a whole number"),
+        ({"n_best": "2"}, {}, "n_best must be a whole number, got '2'"),
         ({"width": 5}, {"groups": 2}, "width must be a multiple of the 2 groups, got 5"),
         (
             {},
@@ -116,6 +119,12 @@ def test_what_this_model_cannot_do(keys: dict[str, Any], search: dict[str, Any],
         return
     with pytest.raises(ConfigError, match=f"^beam_search: {re.escape(text)}"):
         beam_search(Even(), [[0, 0]], **keys, search=Search(**search))
+
+
+@pytest.mark.parametrize("given", ["banned", "required", "prefix"])
+def test_phrases_come_in_a_list(given: str) -> None:
+    with pytest.raises(ConfigError, match=f"^Search: {given} must be tokens or phrases in a list, got 3$"):
+        Search(**{given: 3})
 
 
 def test_a_model_that_could_attend_but_does_not() -> None:

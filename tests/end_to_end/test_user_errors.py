@@ -139,7 +139,7 @@ def test_a_damaged_model(run: Path, call: Call) -> None:
 @pytest.mark.parametrize(
     ("mark", "line"),
     [
-        ('{"format": 1, "task": "tag"}', r"expected a run of lm, got one of tag; choose another --run"),
+        ('{"format": 1, "task": "tag"}', r"expected a run of lm, got one of tag; name a run of lm"),
         ('{"format": 9, "task": "lm"}', r"expected format 1 or older, got 9; a newer throughtime wrote it: upgrade"),
         ("", r"its run\.json is damaged; restore that file, or train again"),
     ],

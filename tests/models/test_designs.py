@@ -424,3 +424,10 @@ def test_configurations_that_cannot_be() -> None:
         make("HiddenRecurrent", cell="rnn", initialisation="chrono")
     with pytest.raises(ConfigError, match="hidden_sise"):
         make("HiddenRecurrent", hidden_sise=4)
+
+
+def test_design_b_reads_numbers_of_its_own_type() -> None:
+    model = make("OutputRecurrent", cell="rnn").float()
+    x = torch.zeros(3, 2, model.config.input_size, dtype=torch.float64)
+    with pytest.raises(ShapeError, match=r"OutputRecurrent: inputs must be torch.float32 as the weights are"):
+        model.log_prob(torch.zeros(3, 2, dtype=torch.int64), x)

@@ -188,6 +188,8 @@ def test_a_batch_is_its_members(seed: int) -> None:
 def test_tokens_must_be_time_by_batch() -> None:
     with pytest.raises(ShapeError, match=r"LanguageModel: tokens must be \(T, B\), got \(5,\); time comes first"):
         model_of()(torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(ShapeError, match=r"LanguageModel: tokens must be int64, got torch.int32; use tokens.long\(\)"):
+        model_of()(torch.zeros(5, 2, dtype=torch.int32))
 
 
 def test_forget_gates_begin_open() -> None:

@@ -234,3 +234,9 @@ def test_misuse_is_told_in_one_line(call: Callable[[], Any], error: type[Excepti
 def test_another_layers_option_is_no_option() -> None:
     with pytest.raises(TypeError, match="peepholes"):
         tt.nn.GRU(I, H, peepholes=True)
+
+
+def test_shapes_without_numbers() -> None:
+    outputs, (h, c) = LSTM(I, H, device="meta")(torch.empty(7, 3, I, device="meta"))
+    assert (outputs.shape, h.shape, c.shape) == ((7, 3, H), (1, 3, H), (1, 3, H))
+    assert outputs.is_meta

@@ -265,6 +265,10 @@ def test_what_step_returns_is_seen_to() -> None:
             r"state must be LSTMState\(h \(2, 3\), c \(2, 3\)\), got \[\(2, 3\)\]",
         ),
         ({"lengths": [4]}, ShapeError, r"LSTMCell: lengths must be 2 whole numbers, .*got torch.int64 of shape \(1,\)"),
+        ({"lengths": 3}, ShapeError, r"LSTMCell: lengths must be 2 whole numbers, .*of shape \(\)"),
+        ({"lengths": "abc"}, ShapeError, "LSTMCell: lengths must be 2 whole numbers, got 'abc'"),
+        ({"cell": tt.nn.LSTM(I, H)}, UsageError, "unfold: expected a tt.Cell, got LSTM; call it by itself"),
+        ({"cell": torch.nn.LSTMCell(I, H)}, UsageError, "unfold: expected a tt.Cell, got LSTMCell; write its step"),
         ({"lengths": [4.0, 2.0]}, ShapeError, r"lengths must be 2 whole numbers, .*got torch.float32"),
         (
             {"lengths": [5, 1]},

@@ -300,7 +300,7 @@ def test_killed_before_its_configuration_was_written(tmp_path: Path, train: Trai
 @pytest.mark.parametrize(
     ("mark", "line"),
     [
-        ({"format": 1, "task": "tag"}, "expected a run of lm, got one of tag; choose another --run"),
+        ({"format": 1, "task": "tag"}, "expected a run of lm, got one of tag; name a run of lm"),
         ({"format": 2, "task": "lm"}, "expected format 1 or older, got 2; a newer throughtime wrote it: upgrade"),
         ({"task": "lm"}, "its run.json is damaged; restore that file, or train again"),
     ],

@@ -194,8 +194,30 @@ def test_what_cannot_be_searched_is_told(run: Path, search: dict[str, Any], told
 
 
 def test_more_is_required_than_an_answer_may_hold(run: Path) -> None:
-    with pytest.raises(ConfigError, match="required phrases have 4 tokens, the maximum length is 2; require less"):
+    with pytest.raises(
+        ConfigError, match="required phrases take 4 tokens at least, the maximum length is 2; require less"
+    ):
         transduce.transducer(run, max_length=2, required=["ABCA"]).answer(["abc"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (('generation.prefix="AX"',), "'AX' holds what is not in the vocabulary: 'X'"),
+        (
+            ('generation.prefix="ABCA"', "generation.max_length=2"),
+            "generation: prefix has 4 tokens, the maximum length",
+        ),
+        (("generation.coverage_penalty=1", 'model.attention="none"'), "attention"),
+    ],
+)
+def test_answers_that_cannot_be_had_are_told_before_training(
+    tmp_path: Path, overrides: tuple[str, ...], told: str
+) -> None:
+    (tmp_path / "train.tsv").write_text("abc\tCBA\nbca\tACB\n" * 9)
+    with pytest.raises(ConfigError, match=told):
+        transduce.train(tmp_path / "run", data={"paths": [str(tmp_path / "train.tsv")]}, overrides=overrides)
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_a_beam_may_be_wider_than_the_vocabulary(run: Path) -> None:

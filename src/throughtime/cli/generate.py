@@ -74,11 +74,13 @@ def generate(
     if beam:
         # How the run's configuration draws has no part in a search; what the command line says of it has, and fails.
         values = {name: value for name, value in values.items() if name in changes or name not in DRAWING}
-    if values["seed"] is None and not values["beam"]:
+    is_new = values["seed"] is None and not values["beam"]
+    if is_new:
         values["seed"] = new_seed()
-        note(f"seed {values['seed']}")
     config = validate(GenerationConfig, values, where="generate")
     read = tokenizer.check_prompt(text)
+    if is_new:
+        note(f"seed {config.seed}")
     if read.unknown:
         note(f"throughtime: note: not in the vocabulary, read as unknown: {', '.join(map(repr, read.unknown))}")
     pieces = stream_text(model, tokenizer, read, config)

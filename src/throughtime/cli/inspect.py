@@ -49,11 +49,13 @@ def unfold(
         )
     gradients = None
     if run is not None:
+        from throughtime.cli.right_command import refuse_pairs
         from throughtime.inspection.edge_gradients import run_gradients
 
         if layers is not None:
             raise UsageError("inspect unfold: --layers is for a --design; a run has its own number of them")
         steps = _STEPS_OF_A_RUN if steps is None else steps
+        refuse_pairs(run, "inspect unfold")
         design, layers, gradients = run_gradients(run, steps, data=data or ())
     elif data:
         raise UsageError("inspect unfold: --data is for a run folder; a --design alone has no gradients")

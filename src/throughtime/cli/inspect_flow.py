@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from throughtime.cli.output import note, write, write_json
+from throughtime.cli.right_command import refuse_pairs
 
 
 def inspect_flow(
@@ -36,6 +37,8 @@ def inspect_flow(
     from throughtime.inspection.flow import flow
     from throughtime.inspection.flow_pictures import draw_flow
 
+    for run in runs:
+        refuse_pairs(run, "inspect flow")
     names = {str(run) if len({other.name for other in runs}) < len(runs) else run.resolve().name: run for run in runs}
     flows = {
         name: flow(run, data=data or (), at=losses, max_lag=lags, jacobians=jacobians) for name, run in names.items()

@@ -151,8 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _print_what_the_terminal_can()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = typer.main.get_command(app)
     try:
+        command = typer.main.get_command(app)
         # Not command.main(): that prints an error over several lines, and ends a closed pipe as a failure.
         with heeding_interrupts(), command.make_context("throughtime", spread(given)) as context:
             command.invoke(context)

@@ -12,6 +12,22 @@ _COMMANDS = {
 }
 
 
+def refuse_pairs(run: Path, command: str) -> None:
+    """Nothing, where `run` is no model of pairs, for which the command is not.
+
+    Raises:
+        UsageError: it is one.
+        RunFolderError: there is none, it is no run folder, or of a newer version.
+    """
+    from throughtime.training.run_folder import RunFolder
+
+    if RunFolder.task_of(run) == "transduce":
+        raise UsageError(
+            f"{command}: expected a run of a language model or a design, got {run}, a model of pairs; "
+            f"use throughtime inspect attention {run} --input TEXT"
+        )
+
+
 def expect_task(run: Path, task: str, command: str) -> None:
     """Nothing, where `run` is one of `task`; of another task that has a command of its own, that is named.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from throughtime.decoding.ranking import likeliest, log_normaliser, ranked, rank
 from throughtime.decoding.required import RequiredPhrases, fair_choice
 from throughtime.decoding.sampling import PromptIds, diverged, prompt_ids, read_prompt, silent_actions
 from throughtime.decoding.scoring import coverage_penalty, length_penalty, unsettled
-from throughtime.decoding.search import Search, impossible
+from throughtime.decoding.search import Search, fault_of_number, impossible
 from throughtime.decoding.stop import StopRule, end_of
 from throughtime.errors import ConfigError
 from throughtime.layers.modes import in_evaluation_mode
@@ -79,7 +80,9 @@ def beam_search(
         DivergedError: the logits are not numbers.
     """
     least = (("length", length, 0), ("width", width, 1), ("n_best", n_best, 1))
-    faults = [f"{name} must be >= {lowest}, got {value}" for name, value, lowest in least if value < lowest]
+    faults = [fault for given in least if (fault := fault_of_number(*given)) is not None]
+    if not all(isinstance(value, Integral) for _, value, _ in least):
+        raise ConfigError(f"beam_search: {'; '.join(faults)}")  # nothing more can be said of these
     end, ids = end_of(model, stop), prompt_ids(model, prompt, 1)  # (T, B)
     faults += impossible(
         search, vocabulary=model.vocabulary_size, length=max(length, 0), width=width, rows=ids.shape[1], end=end

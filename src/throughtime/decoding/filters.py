@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -92,7 +93,7 @@ class Filters:
     def __post_init__(self) -> None:
         ranges = {
             "temperature": (0 <= self.temperature < math.inf, "a number >= 0"),
-            "top_k": (self.top_k >= 0, "a number of tokens >= 0 (0: off)"),
+            "top_k": (isinstance(self.top_k, Integral) and self.top_k >= 0, "a number of tokens >= 0 (0: off)"),
             "top_p": (0 <= self.top_p <= 1, "a probability in 0..1 (1: off)"),
             "min_p": (0 <= self.min_p <= 1, "a fraction in 0..1 (0: off)"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "a number > 0 (1: off)"),

@@ -85,7 +85,8 @@ def _packed(model: EncoderDecoder) -> PackedDecoder:
     ends = Ends(model.target_embedding.weight) if reads_tokens else None
     layers = PackedModel(layer_weights(decoder), ends, residual=decoder.residual)
     memory = attention = None
-    if model.config.attention in ("dot", "general") and not model.config.coverage and type(model.attention) is Attention:
+    own = type(getattr(model, "attention", None)) is Attention
+    if own and model.config.attention in ("dot", "general") and not model.config.coverage:
         of_context, of_h = model.combine.weight.chunk(2, dim=1)  # W_c and W_h
         of_keys = model.attention.weight if model.config.attention == "general" else None
         memory, attention = PackedMemory(of_keys, of_context), PackedAttention(of_h)

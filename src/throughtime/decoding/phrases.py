@@ -13,11 +13,18 @@ def needless(phrases: tuple[Phrase, ...]) -> tuple[Phrase, ...]:
     return tuple(phrase for phrase in once if not any(other != phrase and holds(other, phrase) for other in once))
 
 
-def tokens_met(phrases: tuple[Phrase, ...], written: Phrase) -> int:
-    """How many tokens of the phrases are met after the tokens `written`."""
-    whole = [phrase for phrase in phrases if holds(written, phrase)]
-    others = [longest_beginning(written, phrase) for phrase in phrases if phrase not in whole]
-    return sum(map(len, whole)) + max(others, default=0)
+def room_for(phrases: tuple[Phrase, ...], written: Phrase = ()) -> int:
+    """Tokens that must follow `written`, at least, until it holds all phrases, none of which another holds.
+
+    Each follows another or `written` itself, and shares with it what that one ends with.
+    """
+    left = [phrase for phrase in phrases if not holds(written, phrase)]
+    first = [len(phrase) - longest_beginning(written, phrase) for phrase in left]
+    later = [
+        len(phrase) - max((longest_beginning(other, phrase) for other in left if other != phrase), default=0)
+        for phrase in left
+    ]
+    return sum(later) + min((a - b for a, b in zip(first, later, strict=True)), default=0)
 
 
 def holds(phrase: Phrase, part: Phrase) -> bool:

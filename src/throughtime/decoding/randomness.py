@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from throughtime.errors import ConfigError
+
 _AT_ONCE = 64
 
 
@@ -19,11 +21,16 @@ class RowUniforms:
 
     Row i's numbers depend on the seed and on i alone: not on how many rows there are, not on the device. A
     `torch.Generator` as seed gives one number, which is the seed.
+
+    Raises:
+        ConfigError: a seed that is no whole number, or below zero.
     """
 
     def __init__(self, rows: int, seed: int | torch.Generator) -> None:
         if isinstance(seed, torch.Generator):
             seed = int(torch.randint(2**62, (), generator=seed, device=seed.device))
+        if not isinstance(seed, int | np.integer) or seed < 0:
+            raise ConfigError(f"decoding: a seed must be a whole number >= 0, or a torch.Generator, got {seed!r}")
         streams = [np.random.SeedSequence(seed, spawn_key=(row,)) for row in range(rows)]
         self._generators = [np.random.Generator(np.random.PCG64(stream)) for stream in streams]
         self._block = np.empty((rows, 0))

@@ -18,6 +18,7 @@ from throughtime.decoding.engines import chosen_model
 from throughtime.decoding.filters import Filters
 from throughtime.decoding.protocol import Reading, Steppable
 from throughtime.decoding.randomness import RowUniforms, new_seed
+from throughtime.decoding.search import fault_of_number
 from throughtime.decoding.stop import StopRule, border_of, end_of
 from throughtime.errors import ConfigError, DivergedError, PromptError, ShapeError, UsageError
 from throughtime.kernels.native.generation import ChoiceRule, Chunk, PackedModel, Stepper
@@ -176,8 +177,8 @@ def decode(
     Raises:
         ConfigError, EngineError, DivergedError: see `sample`.
     """
-    if length < 0:
-        raise ConfigError(f"decoding: length must be >= 0 tokens, got {length}")
+    if (fault := fault_of_number("length", length, 0)) is not None:
+        raise ConfigError(f"decoding: {fault}")
     end = end_of(model, stop)
     uniforms = RowUniforms(tokens.shape[1], new_seed() if seed is None else seed)
     packed = chosen_model(model, precision=precision, engine=engine)
@@ -268,8 +269,15 @@ def prompt_ids(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor,
             f"decoding: {type(model).__name__} has no step of its own; say what it is given: "
             "tt.decoding.given(model, context=...), or inputs=..."
         )
-    device = _device_of(model, prompt)
-    tokens = torch.as_tensor([] if prompt is None else prompt, dtype=torch.int64, device=device)
+    if (fault := fault_of_number("samples", samples, 1)) is not None:
+        raise ConfigError(f"decoding: {fault}")
+    tokens = torch.as_tensor([] if prompt is None else prompt)
+    if tokens.numel() and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
+        raise PromptError(
+            f"decoding: a prompt must be whole numbers, the ids of tokens, got {tokens.dtype}; encode a text with the "
+            "model's own tokenizer"
+        )
+    tokens = tokens.to(_device_of(model, prompt), torch.int64)
     if tokens.dim() not in (1, 2) or (tokens.dim() == 2 and samples != 1):
         raise ShapeError(
             f"decoding: a prompt must be (T,), or (T, B) with samples=1, got {tuple(tokens.shape)} with "
@@ -279,7 +287,7 @@ def prompt_ids(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor,
         border = border_of(model)
         if border is None:
             raise PromptError(f"decoding: {type(model).__name__} has no border_id to begin with; give it a prompt")
-        tokens = torch.full((1, *tokens.shape[1:]), border, device=device)
+        tokens = torch.full((1, *tokens.shape[1:]), border, device=tokens.device)
     outside = tokens[(tokens < 0) | (tokens >= model.vocabulary_size)]
     if len(outside):
         raise PromptError(
@@ -287,7 +295,8 @@ def prompt_ids(model: Steppable, prompt: PromptIds, samples: int) -> Int[Tensor,
             f"{type(model).__name__}, got {int(outside[0])}; encode the prompt with the model's own tokenizer"
         )
     if tokens.dim() == 1 and samples == 1:
-        samples = getattr(model, "batch_size", None) or 1
+        sources = getattr(model, "batch_size", None)
+        samples = 1 if sources is None else sources
     return tokens if tokens.dim() == 2 else tokens[:, None].expand(-1, samples)  # (T, B)
 
 

@@ -6,9 +6,10 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from numbers import Integral
+from typing import Any, cast
 
-from throughtime.decoding.phrases import Phrase, holds, needless, tokens_met
+from throughtime.decoding.phrases import Phrase, holds, needless, room_for
 from throughtime.errors import ConfigError
 
 
@@ -49,6 +50,9 @@ class Search:
     prefix: Sequence[int] | Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
+        for name in ("banned", "required", "prefix"):
+            if not isinstance(getattr(self, name), Iterable):
+                raise ConfigError(f"Search: {name} must be tokens or phrases in a list, got {getattr(self, name)!r}")
         object.__setattr__(self, "banned", _phrases(self.banned))
         object.__setattr__(self, "required", _phrases(self.required))
         by_row = any(isinstance(part, Iterable) for part in self.prefix)
@@ -126,25 +130,33 @@ def impossible(search: Search, *, vocabulary: int, length: int, width: int, rows
     longest = max(map(len, prefixes), default=0)
     if longest > length:
         faults.append(f"prefix has {longest} tokens, the maximum length is {length}; allow a greater length")
-    needed = sum(map(len, search.required_phrases))
+    needed = room_for(search.required_phrases)
     if needed > length:
         faults.append(
-            f"required phrases have {needed} tokens, the maximum length is {length}; require less, or allow a greater "
-            "length"
+            f"required phrases take {needed} tokens at least, the maximum length is {length}; require less, or allow a "
+            "greater length"
         )
     elif needed and longest <= length:
-        faults += _crowded(search, prefixes, needed, length)
+        faults += _crowded(search, prefixes, length)
     return faults
 
 
-def _crowded(search: Search, prefixes: Sequence[Phrase], needed: int, length: int) -> list[str]:
+def fault_of_number(name: str, value: Any, least: int) -> str | None:
+    """What is wrong with a number of things, of which there must be `least`; None where nothing is."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole:
+        return f"{name} must be a whole number, got {value!r}"
+    return None if value >= least else f"{name} must be >= {least}, got {value}"
+
+
+def _crowded(search: Search, prefixes: Sequence[Phrase], length: int) -> list[str]:
     """The first row whose prefix leaves too little room for what is required."""
     for row, prefix in enumerate(prefixes):
-        left = needed - tokens_met(search.required_phrases, prefix)
+        left = room_for(search.required_phrases, prefix)
         if left > length - len(prefix):
             return [
-                f"required phrases have {left} tokens more than the prefix of row {row}, of {len(prefix)} tokens; the "
-                f"maximum length is {length}: require less, or allow a greater length"
+                f"required phrases take {left} tokens more at least than the prefix of row {row}, of {len(prefix)} "
+                f"tokens; the maximum length is {length}: require less, or allow a greater length"
             ]
     return []
 

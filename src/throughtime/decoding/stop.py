@@ -88,6 +88,8 @@ def end_of(model: Any, stop: StopRule | None) -> int | None:
     Raises:
         ConfigError: `stop` is not the rule that the model was built for.
     """
+    if stop is not None and not isinstance(stop, StopRule):
+        raise ConfigError(f"decoding: stop must be {', '.join(_RULES.values())} or None, got {stop!r}")
     if stop is not None:
         return stop.id_for(model)
     return border_of(model) if hasattr(model, "stop_kind") else None

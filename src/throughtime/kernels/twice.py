@@ -7,6 +7,7 @@ that it works for every layer in every mode.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -105,8 +106,10 @@ def _on_leaves(rebuild: Rebuild, tensors: Any, run: Run) -> tuple[list[Tensor | 
         return leaves, run(rebuild(leaves))
 
 
-def autocast_now(device_type: str) -> Callable[[], torch.autocast]:
+def autocast_now(device_type: str) -> Callable[[], AbstractContextManager[Any]]:
     """The autocast in force, to be entered again in the backward pass, which runs outside of it."""
+    if not torch.amp.is_autocast_available(device_type):  # the meta device
+        return nullcontext
     enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
     return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)
 

@@ -158,6 +158,8 @@ class LanguageModel(Model):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if tokens.dim() != 2:
             raise ShapeError(f"LanguageModel: tokens must be (T, B), got {tuple(tokens.shape)}; time comes first")
+        if tokens.dtype != torch.int64:
+            raise ShapeError(f"LanguageModel: tokens must be int64, got {tokens.dtype}; use tokens.long()")
         x = self.step_dropout(self._embed(tokens))  # (T, B, E)
         h, after = self.recurrent(x, self._unflatten(state), **borders)  # (T, B, H)
         return self.locked_dropout(self.step_dropout(h)), _flatten(after)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from throughtime.cells import check_dtype
 from throughtime.models.conditional_recurrent import ConditionalRecurrent, ConditionalRecurrentConfig
 from throughtime.models.decoupled import tanh_and_readout
 from throughtime.models.feedback import Prepared, Run
@@ -68,6 +69,7 @@ class OutputRecurrent(ConditionalRecurrent):
         """All steps of all sequences at once: with y(t-1) known, none waits for another."""
         flat = x.flatten(0, 1)  # (T · B, X)
         if self._is_plain():
+            check_dtype(flat, self.readout.weight_ho, who=type(self).__name__)
             weights = self.recurrent.step_equations()[0].weights  # type: ignore[attr-defined]
             bias = weights.bias_ih + weights.bias_hh
             readout = self.readout

@@ -22,8 +22,12 @@ def checked_lengths(lengths: Tensor | Sequence[int] | None, inputs: Tensor, *, w
     if isinstance(lengths, Tensor):
         tensor = lengths
     else:
-        # An empty list would become a tensor of floats.
-        tensor = torch.as_tensor(lengths) if len(lengths) else torch.zeros(0, dtype=torch.int64)
+        try:
+            tensor = torch.as_tensor(lengths)
+        except (TypeError, ValueError, RuntimeError):
+            raise ShapeError(f"{who}: lengths must be {batch} whole numbers, got {lengths!r}") from None
+        # An empty list becomes a tensor of floats.
+        tensor = tensor if tensor.numel() else tensor.to(torch.int64)
     if tensor.shape != (batch,) or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ShapeError(
             f"{who}: lengths must be {batch} whole numbers, one for each sequence of the batch, "

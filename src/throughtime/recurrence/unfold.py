@@ -10,6 +10,7 @@ from torch import Tensor
 
 from throughtime import kernels
 from throughtime.cells import Cell
+from throughtime.errors import UsageError
 from throughtime.recurrence.checkpointing import engine_run
 from throughtime.recurrence.placement import MemoryBudget
 from throughtime.recurrence.walk import recurrence_of
@@ -49,12 +50,15 @@ def unfold(
     Raises:
         ShapeError: inputs, state or lengths that do not fit.
         EngineError: the engine asked for by name cannot run this cell.
-        UsageError: `checkpoint` is none of these, its budget cannot hold one step, or the cell's step uses a tensor
-            that requires a gradient and is none of its parameters.
+        UsageError: `cell` is no cell; `checkpoint` is none of these, its budget cannot hold one step, or the cell's
+            step uses a tensor that requires a gradient and is none of its parameters.
 
     Source: Goodfellow, Bengio & Courville 2016, section 10.1, eqs. 10.4-10.7; Gruslys et al. 2016 for budgets.
     """
     who = type(cell).__name__
+    if not isinstance(cell, Cell):
+        remedy = "call it by itself" if hasattr(cell, "walk") else "write its step as a tt.Cell, or take one of tt.nn"
+        raise UsageError(f"unfold: expected a tt.Cell, got {who}; {remedy}")
     call = recurrence_of(cell, inputs, state, lengths=lengths, resets=resets, reverse=reverse)
     unfolded = engine_run(kernels.check_engine_name(engine, who=who), checkpoint, who=who)(call)
     return unfolded.outputs, unfolded.final_state

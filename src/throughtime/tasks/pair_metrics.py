@@ -55,7 +55,8 @@ def bleu(judged: Sequence[Judged], tokenizer: Tokenizer) -> float:
     """
     from sacrebleu.metrics.bleu import BLEU
 
-    return float(BLEU(effective_order=True).corpus_score(*_texts(judged)).score)
+    # Their product of roots comes to a little more than 100.
+    return min(100.0, float(BLEU(effective_order=True).corpus_score(*_texts(judged)).score))
 
 
 def chrf(judged: Sequence[Judged], tokenizer: Tokenizer) -> float:

@@ -77,6 +77,10 @@ class TransduceTask:
         every = _by_source(texts.held_out)
         self.held_out_sources = len(every)
         self.asked = dict(list(every.items())[: config.training.evaluate_sources])
+        # Now, and not after the first epoch: what of [generation] cannot be had is told when this is made.
+        Transducer(model, texts.tokenizers, config.generation)
+        greedy = config.generation.model_copy(update={"beam": 1, "n_best": 1})
+        self.transducer = Transducer(model, texts.tokenizers, greedy)
 
     def batch(self, index: int) -> tuple[PairBatch, int]:
         """Batch `index` of this process, and its number."""
@@ -91,11 +95,8 @@ class TransduceTask:
         """The held-out loss, and the metrics of greedy answers to some held-out sources."""
         results = _loss(self.translator, self.texts.valid)
         if self.asked:
-            greedy = self.config.generation.model_copy(update={"beam": 1, "n_best": 1})
-            transducer = Transducer(self.translator, self.texts.tokenizers, greedy)
-            results |= measured(
-                self.config.generation.metrics, _judged(transducer, self.asked), self.texts.tokenizers.target
-            )
+            judged = _judged(self.transducer, self.asked)
+            results |= measured(self.config.generation.metrics, judged, self.texts.tokenizers.target)
         return results
 
     def describe(self, loss: float) -> dict[str, float]:

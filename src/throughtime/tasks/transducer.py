@@ -19,7 +19,7 @@ from throughtime.decoding.beam import beam_search
 from throughtime.decoding.ensemble import Ensemble
 from throughtime.decoding.hypotheses import Hypotheses
 from throughtime.decoding.phrases import holds
-from throughtime.decoding.search import Search
+from throughtime.decoding.search import Search, impossible
 from throughtime.decoding.search_config import SearchConfig
 from throughtime.errors import ConfigError
 from throughtime.models import EncoderDecoder
@@ -99,7 +99,8 @@ class Transducer:
 
     Raises:
         ConfigError: what answers must or must not hold is empty, or the target's vocabulary lacks it; they must hold
-            what they must not; a coverage penalty, and a model without attention.
+            what they must not, or more than the greatest length has room for; a coverage penalty, and a model without
+            attention.
     """
 
     def __init__(
@@ -129,6 +130,17 @@ class Transducer:
             required=[phrase.ids for phrase in required],
             prefix=prefix[0].ids if prefix else (),
         )
+        target = tokenizers.target
+        faults = impossible(
+            self._search,
+            vocabulary=target.vocabulary_size,
+            length=config.max_length,
+            width=config.beam,
+            rows=1,
+            end=target.border_id,
+        )
+        if faults:
+            raise ConfigError(f"generation: {'; '.join(faults)}")
         self._unknown_source = tokenizers.source.unknown_id
         self._source_names, self._target_names = _Names(tokenizers.source), _Names(tokenizers.target)
 

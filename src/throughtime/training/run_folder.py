@@ -111,7 +111,7 @@ class RunFolder:
             )
         if task is not None and found != task:
             raise RunFolderError(
-                f"run folder {path}: expected a run of {task}, got one of {found}; choose another --run"
+                f"run folder {path}: expected a run of {task}, got one of {found}; name a run of {task}"
             )
         return cls(path)
 

@@ -5,10 +5,10 @@
     α_j(t) = softmax_j h(t)·k_j            over the positions inside the source
     h̃(t)   = tanh(Σ_j α_j(t) v_j + W h(t))
 
-This is Luong's attention, "dot" (W_a the unit matrix) or "general", and the layer behind it (Luong, Pham & Manning 2015,
-eqs. 5 and 8). Rows of one source look at one memory, which
-comes from far once for all of them. Results depend neither on the rows beside one nor on the number of threads, nor on
-positions outside the source; nothing here is differentiable.
+This is Luong's attention, "dot" (W_a the unit matrix) or "general", and the layer behind it (Luong, Pham & Manning
+2015, eqs. 5 and 8). Rows of one source look at one memory, which comes from far once for all of them. Results depend
+neither on the rows beside one nor on the number of threads, nor on positions outside the source; nothing here is
+differentiable.
 """
 
 from __future__ import annotations

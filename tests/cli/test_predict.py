@@ -246,6 +246,8 @@ def test_what_is_answered_before_a_fault_is_kept_beside(call: Call, run: Path) -
         assert error.startswith("throughtime: error: words.txt: line 1101, byte 4400: not UTF-8")
         assert Path("answers.txt").read_text() == "old"
         assert Path(name).read_text() == "CBA\n" * 1100
+    note, _ = call("predict", run, "--input", "words.txt", "--output", "new.txt").err.splitlines()
+    assert note == "throughtime: note: new.txt is not there yet; the answers so far are in new.txt.partial"
 
 
 def test_an_interrupt_keeps_what_is_answered(
@@ -283,6 +285,7 @@ SHORTER = "require less, or allow a greater length"
         ("--input words.txt --output words.txt", f"predict: --output words.txt {LOST}"),
         ("--input words.txt --output link.txt", f"predict: --output link.txt {LOST}"),
         ("--input words.txt --output .", "predict: --output . is a folder; name a file in it"),
+        ("--input .", "predict: --input . is a folder; name a file in it"),
         ("--input nothing.txt", "nothing.txt: no such file or folder; did you mean link.txt?"),
         ("--input empty.txt", "empty.txt: the file is empty; give a file with text in it"),
         (

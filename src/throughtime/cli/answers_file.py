@@ -81,7 +81,8 @@ def _partial(place: Path) -> Iterator[Callable[[str], None]]:
         with storage_errors(beside):
             file.close()
             if beside.stat().st_size:
-                note(f"throughtime: note: {place} is as it was; the answers so far are in {beside}")
+                state = "is as it was" if place.exists() else "is not there yet"
+                note(f"throughtime: note: {place} {state}; the answers so far are in {beside}")
             else:
                 beside.unlink()
         raise

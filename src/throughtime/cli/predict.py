@@ -15,6 +15,7 @@ from throughtime.cli.answers import Tally, as_line, as_object, as_table
 from throughtime.cli.answers_file import STANDARD, answers_file, refuse_overwriting
 from throughtime.cli.output import note, raise_if_interrupted
 from throughtime.cli.right_command import expect_task
+from throughtime.errors import UsageError
 
 
 class _Style(StrEnum):
@@ -112,6 +113,8 @@ def predict(
     """
     for one in (run, *(together or ())):
         expect_task(one, "transduce", "predict")
+    if input_ != STANDARD and Path(input_).expanduser().is_dir():
+        raise UsageError(f"predict: --input {input_} is a folder; name a file in it")
     refuse_overwriting(input_, output)
     given = {
         "beam": beam, "n_best": n_best, "max_length": max_length, "minimum_length": minimum_length,

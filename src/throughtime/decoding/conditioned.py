@@ -293,8 +293,8 @@ def given(
                              "chooses them itself")  # fmt: skip
         return _OfContext(model, context, _context_lengths(model, context, lengths))
     if inputs is None or context is not None:
-        raise UsageError(f"decoding: {name} takes inputs, got {'a context' if inputs is None else 'both'}; "
-                         "pass inputs= alone")  # fmt: skip
+        got = "nothing" if inputs is None and context is None else "a context" if inputs is None else "both"
+        raise UsageError(f"decoding: {name} takes inputs, got {got}; pass inputs= alone")
     kind = _Independent if isinstance(model, HiddenRecurrent) else _Fed
     return kind(model, inputs, lengths)
 

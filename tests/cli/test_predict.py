@@ -290,7 +290,7 @@ SHORTER = "require less, or allow a greater length"
         ("--input empty.txt", "empty.txt: the file is empty; give a file with text in it"),
         (
             "--input words.txt --require ABCAB --max-length 4",
-            f"generation: required phrases take 5 tokens at least, the maximum length is 4; {SHORTER}",
+            f"generation: required phrases take at least 5 tokens, the maximum length is 4; {SHORTER}",
         ),
         (
             "--input words.txt --require Q",

@@ -74,7 +74,7 @@ def test_what_cannot_be_meant(keys: dict[str, Any], text: str) -> None:
         (
             {"length": 5},
             {"required": [(1, 2, 3, 4), (5, 6, 7)]},
-            "required phrases take 7 tokens at least, the maximum length is 5; require less, or allow a greater length",
+            "required phrases take at least 7 tokens, the maximum length is 5; require less, or allow a greater length",
         ),
         (
             {"length": 5, "width": 0, "n_best": 0},
@@ -85,7 +85,7 @@ def test_what_cannot_be_meant(keys: dict[str, Any], text: str) -> None:
         (
             {"length": 4},
             {"required": [(1, 2), (3, 4)], "prefix": [[1, 2, 3], [1, 2, 7]]},
-            "required phrases take 2 tokens more at least than the prefix of row 1, of 3 tokens; the maximum length is "
+            "required phrases take at least 2 tokens more than the prefix of row 1, of 3 tokens; the maximum length is "
             "4: require less, or allow a greater length",
         ),
         ({"length": 4}, {"required": [(1, 2), (3, 4)], "prefix": [[1, 2, 3], [1, 2, 3]]}, None),

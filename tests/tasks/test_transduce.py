@@ -195,7 +195,7 @@ def test_what_cannot_be_searched_is_told(run: Path, search: dict[str, Any], told
 
 def test_more_is_required_than_an_answer_may_hold(run: Path) -> None:
     with pytest.raises(
-        ConfigError, match="required phrases take 4 tokens at least, the maximum length is 2; require less"
+        ConfigError, match="required phrases take at least 4 tokens, the maximum length is 2; require less"
     ):
         transduce.transducer(run, max_length=2, required=["ABCA"]).answer(["abc"])
 

@@ -24,7 +24,8 @@ class PackedDecoder(NamedTuple):
     """An encoder that reads one-hot vectors, and the layers of a decoder, its attention and its readout.
 
     encoder: None where the source's vocabulary is no smaller than its embeddings; see `folded_encoder`.
-    memory, attention: None where there is none, or it is of another kind than "dot" and "general".
+    attention: None where there is none, or it is of another kind than "dot" and "general". memory: what it looks at,
+    made from such an encoder's outputs; None without one of the two.
     reads_tokens: whether the layers take y(t-1) itself: what it contributes to the first layer is then looked up.
     """
 
@@ -84,14 +85,14 @@ def _packed(model: EncoderDecoder) -> PackedDecoder:
     reads_tokens = decoder.input_size == model.config.embedding_size
     ends = Ends(model.target_embedding.weight) if reads_tokens else None
     layers = PackedModel(layer_weights(decoder), ends, residual=decoder.residual)
-    memory = attention = None
+    encoder, memory, attention = folded_encoder(model), None, None
     own = type(getattr(model, "attention", None)) is Attention
     if own and model.config.attention in ("dot", "general") and not model.config.coverage:
         of_context, of_h = model.combine.weight.chunk(2, dim=1)  # W_c and W_h
-        of_keys = model.attention.weight if model.config.attention == "general" else None
-        memory, attention = PackedMemory(of_keys, of_context), PackedAttention(of_h)
-    readout = PackedReadout(weight, bias)
-    return PackedDecoder(folded_encoder(model), layers, memory, attention, readout, reads_tokens)
+        attention = PackedAttention(of_h)
+        if encoder is not None:
+            memory = PackedMemory(model.attention.weight if model.attention.kind == "general" else None, of_context)
+    return PackedDecoder(encoder, layers, memory, attention, PackedReadout(weight, bias), reads_tokens)
 
 
 def folded_encoder(model: EncoderDecoder) -> RecurrentLayer | None:

@@ -133,7 +133,7 @@ def impossible(search: Search, *, vocabulary: int, length: int, width: int, rows
     needed = room_for(search.required_phrases)
     if needed > length:
         faults.append(
-            f"required phrases take {needed} tokens at least, the maximum length is {length}; require less, or allow a "
+            f"required phrases take at least {needed} tokens, the maximum length is {length}; require less, or allow a "
             "greater length"
         )
     elif needed and longest <= length:
@@ -155,7 +155,7 @@ def _crowded(search: Search, prefixes: Sequence[Phrase], length: int) -> list[st
         left = room_for(search.required_phrases, prefix)
         if left > length - len(prefix):
             return [
-                f"required phrases take {left} tokens more at least than the prefix of row {row}, of {len(prefix)} "
+                f"required phrases take at least {left} tokens more than the prefix of row {row}, of {len(prefix)} "
                 f"tokens; the maximum length is {length}: require less, or allow a greater length"
             ]
     return []

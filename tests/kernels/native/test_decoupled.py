@@ -15,8 +15,18 @@ from throughtime.models.decoupled import tanh_and_readout
 
 pytestmark = pytest.mark.skipif(bool(library.missing_reason()), reason=str(library.missing_reason()))
 
-# N, X, H, O: around one vector, one panel and one block of rows; more inputs than a block of rows of the products.
-SIZES = [(1, 1, 1, 1), (5, 3, 17, 2), (113, 64, 33, 40), (300, 1, 64, 129), (500, 230, 40, 3), (4000, 9, 5, 1)]
+# N, X, H, O: around one vector, one panel and one block of rows; more inputs than a block of rows of the products; more
+# of h than waits in a cache, in whole lines and not.
+SIZES = [
+    (1, 1, 1, 1),
+    (5, 3, 17, 2),
+    (113, 64, 33, 40),
+    (300, 1, 64, 129),
+    (500, 230, 40, 3),
+    (4000, 9, 5, 1),
+    (1500, 7, 208, 3),
+    (1500, 7, 210, 3),
+]
 
 
 def some(rows: int, inputs: int, units: int, outputs: int) -> Rows:

@@ -51,7 +51,8 @@ class Decoupled {
         into_.data = take(into_.size());
         if (!backward || problem.d_x) out_.data = take(out_.size());
         const auto wide = [](const Panels<Format>& panels) { return panels.panels() * kWidth<Format>; };
-        streams_ = !backward && streams_to(problem.h, problem.units);
+        const Index bytes = problem.rows * problem.units * static_cast<Index>(sizeof(Real));
+        streams_ = !backward && bytes > kStreamedBytes && streams_to(problem.h, problem.units);
         if (!backward) {
             bias_ = filled_up(problem.bias, problem.units, wide(into_));
             readout_bias_ = filled_up(problem.readout_bias, problem.outputs, wide(out_));
@@ -101,6 +102,8 @@ class Decoupled {
 
   private:
     static constexpr Index kRows = kPassTiles * kTileRows;  // of a block
+    // Of h: less may wait in a core's own cache for the backward pass.
+    static constexpr Index kStreamedBytes = Index{1} << 20;
     // Segments of the backward pass, and numbers of all their sums.
     static constexpr Index kSegments = 16;
     static constexpr Index kMostOfSums = Index{1} << 24;
@@ -245,7 +248,7 @@ class Decoupled {
 
     const DecoupledProblem<Real>& problem_;
     bool backward_;
-    bool streams_;  // h goes to memory past the caches: it is more than they hold, and not read before the backward pass
+    bool streams_;  // h goes to memory past the caches, as it is not read before the backward pass
     Index segments_;
     int members_;
     Buffers buffers_;

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import throughtime as tt
 from throughtime.cells import CELL_KINDS
-from throughtime.errors import ConfigError, ShapeError, UsageError
+from throughtime.errors import ConfigError, DivergedError, ShapeError, UsageError
 from throughtime.layers.outputs import KINDS
 
 TIGHT: dict[str, float] = {"rtol": 1e-9, "atol": 1e-10}
@@ -431,3 +431,12 @@ def test_design_b_reads_numbers_of_its_own_type() -> None:
     x = torch.zeros(3, 2, model.config.input_size, dtype=torch.float64)
     with pytest.raises(ShapeError, match=r"OutputRecurrent: inputs must be torch.float32 as the weights are"):
         model.log_prob(torch.zeros(3, 2, dtype=torch.int64), x)
+
+
+@pytest.mark.parametrize("name", ["HiddenRecurrent", "SequenceSummary", "OutputRecurrent", "ContextToSequence"])
+def test_weights_that_have_diverged_draw_nothing(name: str) -> None:
+    model = make(name)
+    model.readout.weight_ho.data.fill_(math.nan)
+    arguments = {"max_length": 2} if name == "ContextToSequence" else {}
+    with pytest.raises(DivergedError, match="sample: the network's outputs are no numbers; its weights have diverged"):
+        model.sample(x_of(name), **arguments)

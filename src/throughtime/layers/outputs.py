@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from throughtime.errors import ShapeError
+from throughtime.errors import DivergedError, ShapeError
 
 _LOG_2_PI = math.log(2 * math.pi)
 
@@ -41,6 +41,17 @@ class OutputDistribution(ABC):
     @abstractmethod
     def sample(self, o: Tensor, noise: Float[Tensor, "... _"]) -> Tensor:
         """The y that random numbers (*, noise_size) pick: where y is continuous, differentiably in o."""
+
+    def draw(self, o: Tensor, noise: Float[Tensor, "... _"]) -> Tensor:
+        """`sample` of outputs that are seen to be numbers.
+
+        Raises:
+            DivergedError: they are not.
+        """
+        if o.isnan().any():
+            raise DivergedError("sample: the network's outputs are no numbers; its weights have diverged: train again "
+                                "with a lower learning rate, or take an earlier checkpoint")  # fmt: skip
+        return self.sample(o, noise)
 
     @abstractmethod
     def mean(self, o: Tensor) -> Float[Tensor, "... _"]:

@@ -71,9 +71,12 @@ class ConditionalRecurrent(FeedbackDesign):
         """Ancestral sampling: y(t) ~ p(y(t) | y(1..t-1), x(1..t)), in evaluation mode.
 
         Returns (T, B) categories or (T, B, values), zeros behind a length.
+
+        Raises:
+            DivergedError: the outputs are no numbers.
         """
         x, _, inside = self.read_inputs(inputs, lengths)
         noise = self.distribution.noise(*x.shape[:2], like=x, generator=generator)
         with in_evaluation_mode(self):
             o = self.run_freely(x, feedback="sample", noise=noise).outputs
-        return self._padded(self.distribution.sample(o, noise), inside)
+        return self._padded(self.distribution.draw(o, noise), inside)

@@ -209,6 +209,7 @@ class ContextToSequence(FeedbackDesign):
         Raises:
             ShapeError: context or lengths that do not fit.
             UsageError: neither context nor batch_size, a negative max_length, or lengths of a model that chooses them.
+            DivergedError: the outputs are no numbers.
         """
         who, stop = type(self).__name__, self.config.stop
         if context is None and batch_size is None:
@@ -256,7 +257,7 @@ class ContextToSequence(FeedbackDesign):
         noise = distribution.noise(max_length, batch, like=like, generator=generator)
         external = self.external(context, planned, max_length)
         o = self.run_freely(external, self.states(context), feedback="sample", noise=noise).outputs
-        y = distribution.sample(o[..., : distribution.size], noise)
+        y = distribution.draw(o[..., : distribution.size], noise)
         if stop == "end_symbol":
             return y, first(y == self.config.output_size)
         if stop == "bernoulli_halt":

@@ -78,7 +78,7 @@ def ancestral(
     for t in range(max_length):
         h = walk.advance(model.target_embedding(y), external[t].to(like.dtype))
         o = model.outputs(h)
-        y = model.distribution.sample(o[..., : model.distribution.size], noise[t])
+        y = model.distribution.draw(o[..., : model.distribution.size], noise[t])
         drawn.append(y)
         if shape.stop == "bernoulli_halt":
             ends.append(halting_noise[t] < torch.sigmoid(o[..., -1]))

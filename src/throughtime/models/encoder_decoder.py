@@ -405,6 +405,7 @@ class EncoderDecoder(FeedbackModel):
         Raises:
             ShapeError: inputs that do not fit.
             UsageError: a negative max_length.
+            DivergedError: the outputs are no numbers.
         """
         if max_length < 0:
             raise UsageError(f"{type(self).__name__}: max_length must be at least 0 steps, got {max_length}")

@@ -95,9 +95,12 @@ class HiddenRecurrent(Design):
         """y(t) ~ p(y(t) | x(1..t)) at every step, in evaluation mode.
 
         Returns (T, B) categories or (T, B, values), zeros behind a length.
+
+        Raises:
+            DivergedError: the outputs are no numbers.
         """
         _, _, inside = self.read_inputs(inputs, lengths)
         with in_evaluation_mode(self):
             o = self(inputs, lengths=lengths)
-        drawn = self.distribution.sample(o, self.distribution.noise(*o.shape[:2], like=o, generator=generator))
+        drawn = self.distribution.draw(o, self.distribution.noise(*o.shape[:2], like=o, generator=generator))
         return self._padded(drawn, inside)

@@ -121,7 +121,11 @@ class SequenceSummary(Design):
         lengths: Int[Tensor, " B"] | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """y ~ p(y | x) for each sequence, (B,) categories or (B, values), in evaluation mode."""
+        """y ~ p(y | x) for each sequence, (B,) categories or (B, values), in evaluation mode.
+
+        Raises:
+            DivergedError: the outputs are no numbers.
+        """
         with in_evaluation_mode(self):
             o = self(inputs, lengths=lengths)
-        return self.distribution.sample(o, self.distribution.noise(len(o), like=o, generator=generator))
+        return self.distribution.draw(o, self.distribution.noise(len(o), like=o, generator=generator))

@@ -46,7 +46,7 @@ def test_open_refuses_what_is_no_such_run(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match=refused(tmp_path, "not a run folder, it has no run.json")):
         RunFolder.open(tmp_path)
     run = RunFolder.create(tmp_path / "run", "tag").path
-    with pytest.raises(RunFolderError, match=refused(run, "expected a run of lm, got one of tag; choose another")):
+    with pytest.raises(RunFolderError, match=refused(run, "expected a run of lm, got one of tag; name a run of lm")):
         RunFolder.open(run, "lm")
     (run / "run.json").write_text('{"format": 2, "task": "tag"}')
     with pytest.raises(

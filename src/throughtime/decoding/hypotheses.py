@@ -112,9 +112,9 @@ class Chains:
         is_behind = steps <= torch.arange(len(frames), device=real.device)[:, None, None]
         tokens.masked_fill_(is_behind, 0 if end is None else end)
         scores.masked_fill_(is_behind, 0.0)
-        for step in sorted({step for step in steps.flatten().tolist() if 0 <= step < len(frames)}):
-            (frame, place), ended = frames[step], steps == step
-            if frame.of_end is not None:
+        for step, (frame, place) in enumerate(frames):
+            ended = steps == step
+            if frame.of_end is not None and ended.any():
                 scores[step] += torch.where(ended, _at(frame.of_end, place, slots[step]), 0.0)
         totals = torch.zeros_like(self._all_ranking)
         for step_scores in scores:  # in the order in which the search has added them

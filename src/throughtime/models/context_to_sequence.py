@@ -252,7 +252,7 @@ class ContextToSequence(FeedbackDesign):
         if stop == "predicted_length":
             of_lengths = output_distribution("categorical", self.config.max_length + 1)
             log_p = self.length_log_prob(context, batch)
-            planned = of_lengths.sample(log_p, of_lengths.noise(batch, like=log_p, generator=generator))
+            planned = of_lengths.draw(log_p, of_lengths.noise(batch, like=log_p, generator=generator))
             limit = planned.clamp(max=max_length)
         noise = distribution.noise(max_length, batch, like=like, generator=generator)
         external = self.external(context, planned, max_length)

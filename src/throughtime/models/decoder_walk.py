@@ -67,7 +67,7 @@ def ancestral(
     if shape.stop == "predicted_length":
         of_lengths = output_distribution("categorical", shape.max_length + 1)
         log_p = model.length_log_prob(encoded)
-        limit = of_lengths.sample(log_p, of_lengths.noise(len(like), like=log_p, generator=generator))
+        limit = of_lengths.draw(log_p, of_lengths.noise(len(like), like=log_p, generator=generator))
     external = remaining(limit, max_length, shape.max_length)[..., : int(shape.stop == "predicted_length")]
     noise = model.distribution.noise(max_length, len(like), like=like, generator=generator)
     of_halts = output_distribution("bernoulli", 1)

@@ -1,4 +1,4 @@
-"""Steps that do not wait for each other, all at once: h = tanh(b + U x), o = c + V h over many rows.
+"""Steps that do not wait for each other, all at once: h = tanh(b + U x), o = c + V h over many rows, and their losses.
 
 The hidden units of all steps fill hundreds of MiB, which the processor would read and write several times over, once
 for each operation. Here the rows go through in parts that stay in its cache from the first product to the last, in the
@@ -7,7 +7,7 @@ backward pass too: in the native engine's own code where it can be had, elsewher
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from throughtime.kernels.native import decoupled as native
 
 # Numbers of one part of the hidden units: 1 MiB in float32.
 _CACHED = 2**18
+# Numbers of the gradients of U and V beyond which too few threads could have sums of their own in native code.
+_FEW_SUMS = 2**22
 
 
 def tanh_and_readout(
@@ -37,6 +39,20 @@ def tanh_and_readout(
     return found
 
 
+def takes_losses(x: Tensor, targets: Tensor, U: Tensor, b: Tensor, V: Tensor, c: Tensor, *, engine: str) -> bool:
+    """Whether `taught_losses` computes them: by native code, and with no gradients but those of the weights."""
+    numbers = [x, targets] if targets.is_floating_point() else [x]
+    plain = all(tensor.dtype == x.dtype and not tensor.requires_grad for tensor in numbers)
+    return plain and _is_native(native.Rows(x.flatten(0, 1), U, b, V, c), engine)
+
+
+def _is_native(rows: native.Rows, engine: str) -> bool:
+    # Of no numbers there is nothing to compute, and no block to do it in.
+    if engine not in ("auto", "native") or min(rows.sizes) == 0 or native.refusal(rows) is not None:
+        return False
+    return engine == "native" or rows.weight.numel() + rows.readout.numel() <= _FEW_SUMS
+
+
 def _parts(x: Tensor, units: int) -> Iterator[slice]:
     rows = max(1, _CACHED // units) if x.device.type == "cpu" else max(1, len(x))
     for begin in range(0, len(x), rows):
@@ -52,8 +68,7 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, engine: str, x: Tensor, U: Tensor, b: Tensor, V: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         rows = native.Rows(x, U, b, V, c)
-        # Of no numbers there is nothing to compute, and no block to do it in.
-        ctx.is_native = engine in ("auto", "native") and min(rows.sizes) > 0 and native.refusal(rows) is None
+        ctx.is_native = _is_native(rows, engine)
         if ctx.is_native:
             o, h = native.forward(rows)
         else:
@@ -61,13 +76,14 @@ class _Rows(torch.autograd.Function):
             for part in _parts(x, len(U)):
                 torch.addmm(b, x[part], U.mT, out=h[part]).tanh_()
                 torch.addmm(c, h[part], V.mT, out=o[part])
-        ctx.save_for_backward(x, U, b, V, c, h)
+        # Native h is computed once more: that takes less time than memory does.
+        ctx.save_for_backward(x, U, b, V, c, *([] if ctx.is_native else [h]))
         ctx.set_materialize_grads(False)
         return o, h
 
     @staticmethod
     def backward(ctx: Any, d_o: Tensor | None, d_h: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, U, b, V, c, h = ctx.saved_tensors
+        x, U, b, V, c, *rest = ctx.saved_tensors
         if d_o is None and d_h is None:
             return (None,) * 6
         if torch.is_grad_enabled():
@@ -79,7 +95,8 @@ class _Rows(torch.autograd.Function):
             return (None, *(next(found) if tensor.requires_grad else None for tensor in inputs))
         of_x = ctx.needs_input_grad[1]
         if ctx.is_native:
-            return (None, *native.backward(native.Rows(x, U, b, V, c), h, d_o, d_h, of_x=of_x))
+            return (None, *native.backward(native.Rows(x, U, b, V, c), d_o, d_h, of_x=of_x))
+        (h,) = rest
         d_x = torch.empty_like(x) if of_x else None
         d_U, d_b, d_V, d_c = (torch.zeros_like(tensor) for tensor in (U, b, V, c))
         for part in _parts(x, len(U)):
@@ -97,3 +114,58 @@ class _Rows(torch.autograd.Function):
             if d_x is not None:
                 torch.mm(of_a, U, out=d_x[part])
         return None, d_x, d_U, d_b, d_V, d_c
+
+
+def taught_losses(
+    x: Tensor,
+    targets: Tensor,
+    inside: Tensor | None,
+    U: Tensor,
+    b: Tensor,
+    V: Tensor,
+    c: Tensor,
+    *,
+    otherwise: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """L(t) (T, B) of steps that read x(t) (T, B, I) and the target y(t-1), where `takes_losses` allows it.
+
+    Targets are categories (T, B) below O, or numbers (T, B, O) as a Gaussian of unit variance has them; steps that are
+    not `inside` (T, B) count nothing. U is (H, I + O), b (H,), V (O, H), c (O,).
+
+    The gradients of the losses' sum are computed in the same pass, while everything stands in the cache; the backward
+    pass only scales them. Where the losses turn out to have gradients that differ, as weights of sequences have it,
+    or where the gradient is to be differentiated itself, all is computed once more, by `otherwise`: the same losses
+    from U, b, V and c by differentiable operations.
+    """
+    losses: Tensor = _TaughtLosses.apply(x, targets, inside, otherwise, U, b, V, c)  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _TaughtLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, targets: Tensor, inside: Tensor | None, otherwise: Callable[..., Tensor], *weights: Tensor
+    ) -> Tensor:
+        losses, gradients = native.losses(
+            native.Rows(x.flatten(0, 1), *weights),
+            targets.flatten(0, 1),
+            None if inside is None else inside.flatten(),
+            batch=x.shape[1],
+            with_gradients=any(ctx.needs_input_grad),
+        )
+        ctx.inside, ctx.otherwise = inside, otherwise
+        ctx.save_for_backward(*weights, *gradients)
+        return losses.reshape(targets.shape[:2])
+
+    @staticmethod
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        weights, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        counted = d if ctx.inside is None else d[ctx.inside]
+        if not torch.is_grad_enabled() and (counted.numel() == 0 or counted.min() == counted.max()):
+            scale = counted.flatten()[:1].sum()
+            return (None,) * 4 + tuple(gradient * scale for gradient in gradients)
+        with torch.enable_grad():
+            losses = ctx.otherwise(*weights)
+        wanted = [weight for weight in weights if weight.requires_grad]
+        found = iter(torch.autograd.grad(losses, wanted, d, create_graph=torch.is_grad_enabled(), allow_unused=True))
+        return (None,) * 4 + tuple(next(found) if weight.requires_grad else None for weight in weights)

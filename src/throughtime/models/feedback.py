@@ -144,7 +144,13 @@ class FeedbackDesign(Design, FeedbackModel):
             UsageError: samples without noise.
         """
         sequences = self.prepare(inputs, targets, lengths)
+        if own is None:
+            return self._taught_losses(sequences)
         return self.losses(sequences, self.run(sequences, own=own, feedback=feedback, noise=noise))
+
+    def _taught_losses(self, sequences: Prepared) -> Float[Tensor, "T B"]:
+        """The losses of all steps by teacher forcing."""
+        return self.losses(sequences, self.run(sequences))
 
     @abstractmethod
     def prepare(self, inputs: Tensor | None, targets: Tensor, lengths: Lengths = None) -> Prepared:

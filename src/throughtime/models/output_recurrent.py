@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from throughtime.cells import check_dtype
+from throughtime.layers.outputs import Categorical, Gaussian
+from throughtime.models import decoupled
 from throughtime.models.conditional_recurrent import ConditionalRecurrent, ConditionalRecurrentConfig
-from throughtime.models.decoupled import tanh_and_readout
 from throughtime.models.feedback import Prepared, Run
 from throughtime.nn import RNN, RecurrentLayer
 
@@ -65,21 +67,41 @@ class OutputRecurrent(ConditionalRecurrent):
             rest = [type(state)(*(field[:, :1] for field in state)) for state in rest]
         return super().advance(x, rest)[0]
 
+    def _taught_losses(self, sequences: Prepared) -> Float[Tensor, "T B"]:
+        """The losses of all steps, where one native pass can compute them and their gradients."""
+        x, targets = sequences.external, sequences.targets
+        if not isinstance(self.distribution, Categorical | Gaussian) or not self._is_plain():
+            return super()._taught_losses(sequences)
+        weights = self._weights(x)
+        if not decoupled.takes_losses(x, targets, *weights, engine=self.config.engine):
+            return super()._taught_losses(sequences)
+
+        def otherwise(*weights: Tensor) -> Tensor:
+            return self.losses(sequences, self._at_once(torch.cat([x, self._fed(targets)], -1), weights))
+
+        return decoupled.taught_losses(x, targets, sequences.inside, *weights, otherwise=otherwise)
+
     def _forced(self, x: Tensor, sequences: Prepared) -> Run:
         """All steps of all sequences at once: with y(t-1) known, none waits for another."""
-        flat = x.flatten(0, 1)  # (T · B, X)
         if self._is_plain():
-            check_dtype(flat, self.readout.weight_ho, who=type(self).__name__)
-            weights = self.recurrent.step_equations()[0].weights  # type: ignore[attr-defined]
-            bias = weights.bias_ih + weights.bias_hh
-            readout = self.readout
-            o, h = tanh_and_readout(
-                flat, weights.weight_ih, bias, readout.weight_ho, readout.bias_ho, engine=self.config.engine
-            )
-        else:
-            # A built-in cell adds its zeros to all rows, however many there are; a cell of one's own may not.
-            h = self._from_rest(flat, 1 if isinstance(self.recurrent, RecurrentLayer) else len(flat))
-            o = self.readout(self.dropout(h))
+            return self._at_once(x, self._weights(x))
+        # A built-in cell adds its zeros to all rows, however many there are; a cell of one's own may not.
+        flat = x.flatten(0, 1)  # (T · B, X)
+        h = self._from_rest(flat, 1 if isinstance(self.recurrent, RecurrentLayer) else len(flat))
+        return self._as_run(x, self.readout(self.dropout(h)), h)
+
+    def _weights(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """U, b, V and c of a plain network, for inputs of their dtype."""
+        check_dtype(x, self.readout.weight_ho, who=type(self).__name__)
+        weights = self.recurrent.step_equations()[0].weights  # type: ignore[attr-defined]
+        return weights.weight_ih, weights.bias_ih + weights.bias_hh, self.readout.weight_ho, self.readout.bias_ho
+
+    def _at_once(self, x: Tensor, weights: tuple[Tensor, ...]) -> Run:
+        o, h = decoupled.tanh_and_readout(x.flatten(0, 1), *weights, engine=self.config.engine)
+        return self._as_run(x, o, h)
+
+    @staticmethod
+    def _as_run(x: Tensor, o: Tensor, h: Tensor) -> Run:
         return Run(o.reshape(*x.shape[:2], o.shape[-1]), h.reshape(*x.shape[:2], h.shape[-1]))
 
     def _is_plain(self) -> bool:

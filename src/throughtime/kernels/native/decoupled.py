@@ -1,7 +1,7 @@
-"""h = tanh(b + U x), o = c + V h over many rows that do not wait for each other, and its gradients, in C++.
+"""h = tanh(b + U x), o = c + V h over many rows that do not wait for each other, their losses and gradients, in C++.
 
 The hidden units of all rows are far more than a cache holds; rows go through in blocks that stay in it from the first
-product to the last, in the backward pass too. Results do not depend on the number of threads.
+product to the last. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -49,22 +49,44 @@ def forward(rows: Rows) -> tuple[Tensor, Tensor]:
     """o (N, O) and h (N, H)."""
     n, _, units, outputs = rows.sizes
     h, o = kept_memory(rows.x, n, units), kept_memory(rows.x, n, outputs)
-    _call(False, rows, {"h": h, "o": o})
+    _call(rows, {"h": h, "o": o})
     return o, h
 
 
-def backward(rows: Rows, h: Tensor, d_o: Tensor | None, d_h: Tensor | None, *, of_x: bool) -> tuple[Tensor | None, ...]:
+def backward(rows: Rows, d_o: Tensor | None, d_h: Tensor | None, *, of_x: bool) -> tuple[Tensor | None, ...]:
     """The gradients of x (where `of_x`), U, b, V and c, given those of o and h, None for zero."""
-    d_o = rows.x.new_zeros(len(h), rows.sizes[3]) if d_o is None else d_o
-    places = {f"d_{name}": torch.empty_like(tensor, memory_format=torch.contiguous_format)
-              for name, tensor in rows._asdict().items() if name != "x" or of_x}  # fmt: skip
-    given = {"h": h, "d_o": d_o.contiguous()} | ({} if d_h is None else {"d_h": d_h.contiguous()})
-    _call(True, rows, given | places)
+    d_o = rows.x.new_zeros(rows.sizes[0], rows.sizes[3]) if d_o is None else d_o
+    places = _places(rows, of_x=of_x)
+    given = {"d_o": d_o.contiguous()} | ({} if d_h is None else {"d_h": d_h.contiguous()})
+    _call(rows, given | places)
     return tuple(places.get(f"d_{name}") for name in Rows._fields)
 
 
-def _call(is_backward: bool, rows: Rows, tensors: dict[str, Tensor]) -> None:
+def losses(
+    rows: Rows, targets: Tensor, inside: Tensor | None, *, batch: int, with_gradients: bool
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The losses (N,) in nats of rows that read the target before theirs, and the gradients of the sum of all of them.
+
+    U is (H, X + O): it reads a row's x, and the target of the row `batch` rows before it. Targets are categories (N,)
+    below O, with their cross-entropy, or numbers (N, O) of the type of x, with −log N(target; o, 1). Rows that are not
+    `inside` (N,) count nothing. The gradients, where they are wanted, are those of U, b, V and c.
+    """
+    nats = rows.x.new_zeros(len(rows.x))
+    places = _places(rows, of_x=False) if with_gradients else {}
+    given = {"categories" if targets.dtype == torch.int64 else "numbers": targets.contiguous(), "nats": nats}
+    _call(rows, given | ({} if inside is None else {"inside": inside.contiguous()}) | places, batch=batch)
+    return nats, tuple(places.values())
+
+
+def _places(rows: Rows, *, of_x: bool) -> dict[str, Tensor]:
+    """Where the gradients go."""
+    return {f"d_{name}": torch.empty_like(tensor, memory_format=torch.contiguous_format)
+            for name, tensor in rows._asdict().items() if name != "x" or of_x}  # fmt: skip
+
+
+def _call(rows: Rows, tensors: dict[str, Tensor], *, batch: int = 1) -> None:
     """Hand the addresses over; `held` keeps alive what they point to."""
     held = {name: tensor.detach().contiguous() for name, tensor in rows._asdict().items()} | tensors
     addresses = {name: tensor.data_ptr() for name, tensor in held.items()}
-    library.load().decoupled(_FORMATS[rows.x.dtype], is_backward, rows.sizes, addresses, torch.get_num_threads())
+    n, *sizes = rows.sizes
+    library.load().decoupled(_FORMATS[rows.x.dtype], (n, batch, *sizes), addresses, torch.get_num_threads())

@@ -1,34 +1,45 @@
-// h = tanh(b + U x), o = c + V h over many rows that do not wait for each other, and its gradients: a network whose
-// recurrence is taught from outside, all of its steps at once.
+// h = tanh(b + U x), o = c + V h over many rows that do not wait for each other, their losses and gradients: a network
+// whose recurrence is taught from outside, all of its steps at once.
 //
-// The hidden units of all rows are far more than a cache holds. Rows go through in blocks that stay in it from the first
-// product to the last. Blocks belong to segments, as many whatever the threads, each with sums of its own: a result does
-// not depend on the number of threads.
+// The hidden units of all rows are far more than a cache holds. Rows go through in blocks that stay in it, from the first
+// product to the last: of a block, the units of one panel are made, put into the first cache, and read from there by the
+// next product. So its gradients are computed in the same pass, where the loss is known to it; where only o's gradients
+// are given, h is computed once more, in less time than memory takes to keep it.
+//
+// Blocks belong to segments, as many whatever the threads, each with sums of its own: a result does not depend on the
+// number of threads.
 #pragma once
 
-#include <memory>
+#include <cmath>
 
 #include "functions.hpp"
 #include "team.hpp"
 
 namespace throughtime {
 
-// Every buffer is C-contiguous; null where there is none, or a result is not wanted.
+// Every buffer is C-contiguous; null where there is none, or a result is not wanted. With targets, a row is a step of a
+// sequence, B rows before the next one's, which reads its target: a category as one of F = O ones among zeros, or F = O
+// numbers. Rows not `inside` are left out: their losses are zero.
 template <class Number>
 struct DecoupledProblem {
     using Real = Number;
-    Index rows, inputs, units, outputs;  // N, X, H, O
+    Index rows, batch, inputs, units, outputs;  // N, B, X, H, O
     const Real* x;       // (N, X)
-    const Real* weight;  // U (H, X)
+    const Real* weight;  // U (H, X + F)
     const Real* bias;    // b (H)
     const Real* readout;       // V (O, H)
     const Real* readout_bias;  // c (O)
+    const std::int64_t* categories;  // targets (N), each in [0, O), or ...
+    const Real* numbers;             // ... (N, O)
+    const std::uint8_t* inside;      // (N)
     Real* h;             // (N, H)
     Real* o;             // (N, O)
-    const Real* d_o;     // (N, O)
+    Real* nats;          // (N) −log softmax(o)[category], or −log N(numbers; o, 1)
+    const Real* d_o;     // (N, O), without targets
     const Real* d_h;     // (N, H)
-    Real* d_x;           // (N, X)
-    Real* d_weight;      // (H, X)
+    // Gradients, with targets those of the sum of all losses.
+    Real* d_x;           // (N, X), without targets
+    Real* d_weight;      // (H, X + F)
     Real* d_bias;        // (H)
     Real* d_readout;     // (O, H)
     Real* d_readout_bias;  // (O)
@@ -38,227 +49,423 @@ template <class Format>
 class Decoupled {
   public:
     using Real = typename Format::Real;
-    using Packed = typename Format::Packed;
 
-    Decoupled(const DecoupledProblem<Real>& problem, bool backward, int threads)
-        : problem_(problem), backward_(backward) {
-        const Index blocks = ceil_divide(problem.rows, kRows);
-        const Index sums = problem.units * (problem.inputs + problem.outputs + 1) + problem.outputs;
-        segments_ = backward ? std::clamp<Index>(kMostOfSums / sums, 1, std::min(kSegments, blocks)) : blocks;
-        members_ = static_cast<int>(std::clamp<Index>(segments_, 1, threads));
-        into_ = {backward ? problem.outputs : problem.inputs, 1, problem.units};
-        out_ = {problem.units, 1, backward ? problem.inputs : problem.outputs};
-        into_.data = take(into_.size());
-        if (!backward || problem.d_x) out_.data = take(out_.size());
-        const auto wide = [](const Panels<Format>& panels) { return panels.panels() * kWidth<Format>; };
+    Decoupled(const DecoupledProblem<Real>& problem, int threads)
+        : problem_(problem), goes_back_(problem.d_weight != nullptr) {
+        for (Index n = 0; n < problem.rows; ++n)
+            if (!problem.inside || problem.inside[n]) places_.push_back(n);
+        blocks_ = ceil_divide(rows(), kRows);
+        const Index outputs = problem.outputs, fed = problem.categories || problem.numbers ? outputs : 0;
+        columns_ = problem.inputs + fed;
+        depth_ = problem.inputs + (problem.numbers ? fed : 0);
+        entries_ = 1 + (problem.categories ? fed : 0);
+        into_ = {depth_, 1, problem.units};
+        units_ = into_.panels() * kColumns;
+        out_ = {units_, 1, outputs};
+        back_ = {outputs, 1, problem.units};
+        to_x_ = {units_, 1, problem.inputs};
+        sizes_of_sums_ = {depth_ * units_, entries_ * units_, outputs * units_, outputs};
+        for (const Index size : sizes_of_sums_) sums_ += size;
+        segments_ = std::max<Index>(1, goes_back_ ? std::min({kMostOfSums / sums_, kSegments, blocks_}) : blocks_);
+        members_ = static_cast<int>(std::min<Index>(segments_, threads));
         const Index bytes = problem.rows * problem.units * static_cast<Index>(sizeof(Real));
-        streams_ = !backward && bytes > kStreamedBytes && streams_to(problem.h, problem.units);
-        if (!backward) {
-            bias_ = filled_up(problem.bias, problem.units, wide(into_));
-            readout_bias_ = filled_up(problem.readout_bias, problem.outputs, wide(out_));
+        streams_ = problem.h && bytes > kStreamedBytes && streams_to(problem.h, problem.units);
+
+        into_.data = take(into_.size());
+        out_.data = take(out_.size());
+        table_ = take(entries_ * units_);
+        readout_bias_ = take(width(out_));
+        std::fill(std::copy_n(problem.readout_bias, outputs, readout_bias_), readout_bias_ + width(out_), Real(0));
+        const bool to_x = problem.d_x != nullptr;
+        desk_sizes_ = {kRows * stride(), kRows * width(out_), kRows * units_, kTileRows * kColumns};
+        if (goes_back_) {
+            back_.data = take(back_.size());
+            if (to_x) to_x_.data = take(to_x_.size());
+            all_sums_ = take(segments_ * sums_);
+            const Index turned = kRows + 1;  // room for stores wider than the last tile
+            const Index of_back[] = {kRows * kColumns, turned * (depth_ + kTileRows), turned * (outputs + kTileRows),
+                                     to_x ? kRows * width(to_x_) : 0};
+            std::copy(std::begin(of_back), std::end(of_back), desk_sizes_.begin() + 4);
         }
-        desk_size_ = {kRows * padded_stride<Format>(into_.depth), kRows * padded_stride<Format>(problem.units),
-                      products_size<Format>(1), backward ? kRows * wide(into_) : 0,
-                      backward ? kRows * wide(into_) : 0, backward ? kScratchOfA<Format> : 0};
-        for (const Index size : desk_size_) desk_ += size;
+        for (Index& size : desk_sizes_) desk_ += size = round_up(size, 64 / static_cast<Index>(sizeof(Real)));
         desks_ = take(members_ * desk_);
-        if (!backward) return;
-        sums_size_ = {problem.inputs * problem.units, problem.outputs * problem.units, problem.units, problem.outputs};
-        for (const Index size : sums_size_) sums_ += size;
-        all_sums_ = take(segments_ * sums_);
     }
 
     int members() const { return members_; }
 
     void run(const Member& member) {
-        const auto share = [&](Index count, Index i) { return count * i / member.count; };
-        for (Index p = share(into_.panels(), member.index); p < share(into_.panels(), member.index + 1); ++p) {
-            if (backward_) pack_rows(into_, p, [&](Index k) { return problem_.readout + k * problem_.units; });
-            else pack_weight_rows(into_, p, problem_.weight);
-        }
-        for (Index p = share(out_.panels(), member.index); out_.data && p < share(out_.panels(), member.index + 1); ++p) {
-            if (backward_) pack_rows(out_, p, [&](Index k) { return problem_.weight + k * problem_.inputs; });
-            else pack_weight_rows(out_, p, problem_.readout);
-        }
+        pack(member);
         member.wait();
-        const Index blocks = ceil_divide(problem_.rows, kRows);
+        const Desk desk(*this, member);
         for (Index segment = next_++; segment < segments_; segment = next_++) {
-            Real* sums = backward_ ? all_sums_ + segment * sums_ : nullptr;
-            if (sums) std::fill_n(sums, sums_, Real(0));
-            for (Index block = blocks * segment / segments_; block < blocks * (segment + 1) / segments_; ++block) {
-                const Index first = problem_.rows * block / blocks, end = problem_.rows * (block + 1) / blocks;
-                Desk desk(*this, member, sums);
-                if (backward_) {
-                    go_back(first, end - first, desk);
-                } else {
-                    go(first, end - first, desk);
-                }
+            Sums sums;
+            if (goes_back_) {
+                Real* const own = all_sums_ + segment * sums_;
+                std::fill_n(own, sums_, Real(0));
+                sums = sums_at(own);
+            }
+            for (Index block = blocks_ * segment / segments_; block < blocks_ * (segment + 1) / segments_; ++block) {
+                Block rows(*this, block, desk);
+                go(rows, desk);
+                if (problem_.nats) lose(rows);
+                if (goes_back_) go_back(rows, desk, sums);
             }
         }
         if (streams_) intrinsics::finish_streams();
+        if (!goes_back_) return;
         member.wait();
-        if (backward_) gather(member);
+        add_segments(member);
+        member.wait();
+        hand_out(member);
     }
 
   private:
-    static constexpr Index kRows = kPassTiles * kTileRows;  // of a block
-    // Of h: less may wait in a core's own cache for the backward pass.
+    static constexpr int kColumns = kWidth<Format>;  // of a panel
+    // Of a block: its panel of h, x and o stand in the first cache, all of its h in the second.
+    static constexpr Index kRows = 112 / kTileRows * kTileRows;
+    // Of h: less may wait in a core's own cache for who reads it next.
     static constexpr Index kStreamedBytes = Index{1} << 20;
-    // Segments of the backward pass, and numbers of all their sums.
+    // Segments, and numbers of all their sums.
     static constexpr Index kSegments = 16;
     static constexpr Index kMostOfSums = Index{1} << 24;
 
-    // What a member works with, and the sums of its segment.
+    // What a member works with. Matrices of H columns stand panel by panel: (panel, row, kColumns).
     struct Desk {
-        Desk(const Decoupled& all, const Member& member, Real* sums) {
+        Desk(const Decoupled& all, const Member& member) {
             Real* at = all.desks_ + member.index * all.desk_;
-            Real** places[] = {&given, &hidden, &products, &of_a, &of_h, &scratch};
-            for (std::size_t i = 0; i < std::size(places); at += all.desk_size_[i++]) *places[i] = at;
-            if (!sums) return;
-            Real** totals[] = {&d_weight, &d_readout, &d_bias, &d_readout_bias};
-            for (std::size_t i = 0; i < std::size(totals); sums += all.sums_size_[i++]) *totals[i] = sums;
+            Real** places[] = {&given, &outputs, &hidden, &tile, &of_a, &given_turned, &outputs_turned, &of_x};
+            for (std::size_t i = 0; i < std::size(places); at += all.desk_sizes_[i++]) *places[i] = at;
         }
 
-        Real *given, *hidden, *products;  // x or d_o, and h or d_a, as products take them; their results
-        Real *of_a, *of_h;                // d_a and h in panels
-        Real* scratch;
-        Real *d_weight, *d_readout, *d_bias, *d_readout_bias;  // (X, H), (O, H), (H), (O)
+        Real* given;    // (kRows, X), and numbers that are fed
+        Real* outputs;  // (kRows, O): o, then its gradients
+        Real* hidden;   // (H / kColumns, kRows, kColumns)
+        Real* tile;     // (kTileRows, kColumns) sums of a product
+        Real* of_a;     // (kRows, kColumns) the gradients of a = b + U x, of one panel
+        Real *given_turned, *outputs_turned;  // as products take them where they sum over rows
+        Real* of_x;     // (kRows, X)
+    };
+
+    // Gradients of a segment, those of H columns panel by panel. `entries` are of the rows of the table.
+    struct Sums {
+        Real *weight, *entries, *readout, *readout_bias;
+    };
+
+    Sums sums_at(Real* at) const {
+        Sums sums;
+        Real** places[] = {&sums.weight, &sums.entries, &sums.readout, &sums.readout_bias};
+        for (std::size_t i = 0; i < std::size(places); at += sizes_of_sums_[i++]) *places[i] = at;
+        return sums;
+    }
+
+    // Some rows that go through together.
+    struct Block {
+        Block(const Decoupled& all, Index block, const Desk& desk) : first(block * kRows) {
+            count = std::min(all.rows(), first + kRows) - first;
+            const DecoupledProblem<Real>& problem = all.problem_;
+            for (Index i = 0; i < count; ++i) {
+                const auto at = static_cast<std::size_t>(i);
+                const Index n = all.place(first + i), before = n - problem.batch;
+                place[at] = n;
+                output[at] = desk.outputs + i * width(all.out_);
+                std::copy_n(all.readout_bias_, width(all.out_), output[at]);
+                Real* to = std::copy_n(problem.x + n * problem.inputs, problem.inputs, desk.given + i * all.stride());
+                entry[at] = problem.categories && before >= 0 ? 1 + problem.categories[before] : 0;
+                if (!problem.numbers) continue;
+                if (before < 0) std::fill_n(to, problem.outputs, Real(0));
+                else std::copy_n(problem.numbers + before * problem.outputs, problem.outputs, to);
+            }
+        }
+
+        // Calls visit(first, rows) tile by tile.
+        template <class Visit>
+        void each_tile(Visit visit) const {
+            for (Index t = 0; t < count; t += kTileRows)
+                visit(t, static_cast<int>(std::min<Index>(kTileRows, count - t)));
+        }
+
+        Index first, count;
+        std::array<Index, kRows> place;    // among all rows
+        std::array<Index, kRows> entry;    // of the table
+        std::array<Real*, kRows> output;   // rows of desk.outputs
     };
 
     Real* take(Index count) { return buffers_.template take<Real>(count); }
+    Index rows() const { return static_cast<Index>(places_.size()); }
+    Index place(Index i) const { return places_[static_cast<std::size_t>(i)]; }
+    Index stride() const { return padded_stride<Format>(depth_); }
+    static Index width(const Panels<Format>& panels) { return panels.panels() * kColumns; }
 
-    Real* filled_up(const Real* values, Index count, Index size) {
-        Real* to = take(size);
-        std::fill(std::copy_n(values, count, to), to + size, Real(0));
-        return to;
-    }
-
-    // visit(row, first column, count, sums) for `rows` rows `a` times `b`.
+    // Of its units or rows, a member's share.
     template <class Visit>
-    static void multiply_rows(const Real* a, const Panels<Format>& b, Index rows, const Real* start, Real* products,
-                              Visit visit) {
-        const Split split(Member{0, 1, nullptr}, rows, b.group_panels(), 0);
-        const StepProduct<Format> product{a, padded_stride<Format>(b.depth), &b, 0, 1, 0, b.depth, start};
-        multiply_step(product, split, GroupTiles(rows, split), rows, products,
-                      [&](Index row, Index first, int count, const Real* sums, Index) { visit(row, first, count, sums); });
+    static void each_share(const Member& member, Index count, Visit visit) {
+        for (Index i = count * member.index / member.count; i < count * (member.index + 1) / member.count; ++i) visit(i);
     }
 
-    static void copy_rows(const Real* from, Index rows, Index depth, Real* to) {
-        for (Index i = 0; i < rows; ++i) std::copy_n(from + i * depth, depth, to + i * padded_stride<Format>(depth));
-    }
-
-    // Calls visit(column, count) for vectors of columns [first, first + count).
-    template <class Visit>
-    static void each_vector(Index first, int count, Visit visit) {
-        constexpr int kStep = kLanes<Real>;
-        if (count == kWidth<Format>) {
-            // Nearly always, and the compiler then knows that vectors are whole.
-#pragma GCC unroll 4
-            for (int j = 0; j < kWidth<Format>; j += kStep) visit(first + j, kStep);
-            return;
-        }
-        for (int j = 0; j < count; j += kStep) visit(first + j, std::min(kStep, count - j));
-    }
-
-    void go(Index first_row, Index rows, const Desk& desk) const {
+    // The weights as products take them. The table holds what a row has to begin with, (panel, entry, kColumns): entry 0
+    // is b, entry 1 + k is that and U's column for the category k.
+    void pack(const Member& member) const {
         const Index units = problem_.units;
-        const Index stride = padded_stride<Format>(units);
-        copy_rows(problem_.x + first_row * problem_.inputs, rows, problem_.inputs, desk.given);
-        Real* const h = problem_.h + first_row * units;
-        multiply_rows(desk.given, into_, rows, bias_, desk.products,
-                      [&](Index row, Index first, int count, const Real* sums) {
-                          each_vector(first, count, [&](Index u, int n) {
-                              const Vector<Real> value = tangent(load(sums + u - first));
-                              store(desk.hidden + row * stride + u, value, n);
-                              if (streams_) stream(h + row * units + u, value);
-                              else store(h + row * units + u, value, n);
-                          });
-                      });
-        multiply_rows(desk.hidden, out_, rows, readout_bias_, desk.products,
-                      [&](Index row, Index first, int count, const Real* sums) {
-                          std::copy_n(sums, count, problem_.o + (first_row + row) * problem_.outputs + first);
-                      });
-    }
-
-    void go_back(Index first_row, Index rows, const Desk& desk) const {
-        const Index units = problem_.units, stride = padded_stride<Format>(units);
-        const Real* d_o = problem_.d_o + first_row * problem_.outputs;
-        const Real* x = problem_.x + first_row * problem_.inputs;
-        Panels<Format> of_a{rows, 1, units, desk.of_a}, of_h{rows, 1, units, desk.of_h};
-        for (Index i = 0; i < rows; ++i) {
-            const Real* h = problem_.h + (first_row + i) * units;
-            for (Index p = 0; p < of_h.panels(); ++p)
-                std::copy_n(h + of_h.first_column(p), of_h.panel_columns(p), of_h.panel(p) + i * kWidth<Format>);
-        }
-        copy_rows(d_o, rows, problem_.outputs, desk.given);
-        multiply_rows(desk.given, into_, rows, nullptr, desk.products,
-                      [&](Index row, Index first, int count, const Real* sums) {
-            const Real* d_h_row = problem_.d_h ? problem_.d_h + (first_row + row) * units : nullptr;
-            each_vector(first, count, [&](Index u, int n) {
-                const Index place = row * kWidth<Format> + u % kWidth<Format>;
-                const Vector<Real> h = load(of_h.panel(u / kWidth<Format>) + place);
-                Vector<Real> d = load(sums + u - first);
-                if (d_h_row) d += load(d_h_row + u, n);
-                d *= Real(1) - h * h;
-                store(of_a.panel(u / kWidth<Format>) + place, d);
-                if (problem_.d_x) store(desk.hidden + row * stride + u, d, n);
-                store(desk.d_bias + u, load(desk.d_bias + u, n) + d, n);
-            });
-        });
-        for (Index i = 0; i < rows; ++i)
-            for (Index j = 0; j < problem_.outputs; ++j) desk.d_readout_bias[j] += d_o[i * problem_.outputs + j];
-        add_outer(x, problem_.inputs, of_a, desk.d_weight, desk.scratch);
-        add_outer(d_o, problem_.outputs, of_h, desk.d_readout, desk.scratch);
-        if (!problem_.d_x) return;
-        multiply_rows(desk.hidden, out_, rows, nullptr, desk.products,
-                      [&](Index row, Index first, int count, const Real* sums) {
-                          std::copy_n(sums, count, problem_.d_x + (first_row + row) * problem_.inputs + first);
-                      });
-    }
-
-    // to += aᵀ b, for rows (·, width) of a.
-    static void add_outer(const Real* a, Index width, const Panels<Format>& b, Real* to, Real* scratch) {
-        const auto row = [&](Index k) { return a + k * width; };
-        const ColumnsOfA<Format, decltype(row)> turned{row};
-        const Columns columns{0, b.panels(), 0, false};
-        for (Index begin = 0; begin < width; begin += kBlockRows)
-            multiply_block<Format>(
-                begin, std::min(width, begin + kBlockRows), turned, b, columns,
-                [&](Index i) { return to + i * b.columns; }, true, nullptr, scratch);
-    }
-
-    // The sums of all segments, in their order; each member has some columns. U's gradient is turned on the way.
-    void gather(const Member& member) const {
-        const auto each = [&](Index begin, Index count, auto put) {
-            for (Index i = count * member.index / member.count; i < count * (member.index + 1) / member.count; ++i) {
-                Real total = 0;
-                for (Index segment = 0; segment < segments_; ++segment) total += all_sums_[segment * sums_ + begin + i];
-                put(i, total);
-            }
+        // B (depth, columns) from element(k, column), zeros around it.
+        const auto fill = [&](const Panels<Format>& b, Index p, Index depth, auto element) {
+            for (Index j = 0; j < kColumns; ++j)
+                for (Index k = 0; k < b.depth; ++k)
+                    b.panel(p)[k * kColumns + j] =
+                        j < b.panel_columns(p) && k < depth ? element(k, b.first_column(p) + j) : Real(0);
         };
-        const Index units = problem_.units;
-        each(0, sums_size_[0], [&](Index i, Real total) {
-            problem_.d_weight[i % units * problem_.inputs + i / units] = total;
+        each_share(member, into_.panels(), [&](Index p) {
+            fill(into_, p, depth_, [&](Index k, Index u) { return problem_.weight[u * columns_ + k]; });
+            for (Index entry = 0; entry < entries_; ++entry)
+                for (Index j = 0; j < kColumns; ++j) {
+                    const Index u = p * kColumns + j;
+                    const Real start = u < units ? problem_.bias[u] : Real(0);
+                    const bool fed = entry > 0 && u < units;
+                    table_[(p * entries_ + entry) * kColumns + j] =
+                        fed ? start + problem_.weight[u * columns_ + problem_.inputs + entry - 1] : start;
+                }
+            if (back_.data) pack_rows(back_, p, [&](Index k) { return problem_.readout + k * units; });
         });
-        Index begin = sums_size_[0];
-        Real* const plain[] = {problem_.d_readout, problem_.d_bias, problem_.d_readout_bias};
-        for (std::size_t part = 0; part < std::size(plain); begin += sums_size_[++part])
-            each(begin, sums_size_[part + 1], [&](Index i, Real total) { plain[part][i] = total; });
+        each_share(member, out_.panels(), [&](Index p) {
+            fill(out_, p, units, [&](Index u, Index k) { return problem_.readout[k * units + u]; });
+        });
+        if (!to_x_.data) return;
+        each_share(member, to_x_.panels(), [&](Index p) {
+            fill(to_x_, p, units, [&](Index u, Index k) { return problem_.weight[u * columns_ + k]; });
+        });
+    }
+
+    // A product's next tile, of whole panels.
+    template <Layout layout>
+    static void multiply(TileCall<Format>& call, int height) {
+        multiply_tile<Format, layout>(height, call, 1, kColumns);
+    }
+
+    static TileCall<Format> product(Index stride, Index depth, bool carry) {
+        TileCall<Format> call{};
+        call.units = depth;
+        call.stride = stride;
+        call.carry = carry;
+        return call;
+    }
+
+    // The rows `to` += a (rows, kColumns) times panel p's part of the depth of b.
+    static void add_product(const Real* a, const Panels<Format>& b, Index p, Real* const* to, int height) {
+        TileCall<Format> call = product(kColumns, kColumns, true);
+        call.a = a;
+        call.c = to;
+        for (Index q = 0; q < b.panels(); ++q) {
+            call.b = b.panel(q) + p * kColumns * kColumns;
+            call.column = q * kColumns;
+            multiply<Layout::kRowMajor>(call, height);
+        }
+    }
+
+    // h and o of a block.
+    void go(const Block& block, const Desk& desk) const {
+        constexpr int kStep = kLanes<Real>;
+        std::array<Real*, kTileRows> tile = rows_of(desk.tile);
+        TileCall<Format> into = product(stride(), depth_, false);
+        into.c = tile.data();
+        for (Index p = 0; p < into_.panels(); ++p) {
+            const Real* const table = table_ + p * entries_ * kColumns;
+            Real* const hidden = desk.hidden + p * kRows * kColumns;
+            into.b = into_.panel(p);
+            block.each_tile([&](Index t, int height) {
+                into.a = desk.given + t * stride();
+                multiply<Layout::kRowMajor>(into, height);
+                const Real* sums = desk.tile;
+                for (int r = 0; r < height; ++r) {
+                    const Real* start = table + block.entry[static_cast<std::size_t>(t + r)] * kColumns;
+                    Real* h = hidden + (t + r) * kColumns;
+#pragma GCC unroll 4
+                    for (int j = 0; j < kColumns; j += kStep)
+                        store(h + j, tangent(load(sums + r * kColumns + j) + load(start + j)));
+                }
+                if (problem_.o || problem_.nats)
+                    add_product(hidden + t * kColumns, out_, p, block.output.data() + t, height);
+            });
+            if (problem_.h) put_hidden(block, p, hidden);
+        }
+        if (!problem_.o) return;
+        for (Index i = 0; i < block.count; ++i)
+            std::copy_n(block.output[static_cast<std::size_t>(i)], problem_.outputs,
+                        problem_.o + block.place[static_cast<std::size_t>(i)] * problem_.outputs);
+    }
+
+    void put_hidden(const Block& block, Index p, const Real* hidden) const {
+        constexpr int kStep = kLanes<Real>;
+        for (Index i = 0; i < block.count; ++i) {
+            Real* to = problem_.h + block.place[static_cast<std::size_t>(i)] * problem_.units + p * kColumns;
+            for (int j = 0; j < into_.panel_columns(p); j += kStep) {
+                const Vector<Real> h = load(hidden + i * kColumns + j);
+                if (streams_) stream(to + j, h);
+                else store(to + j, h, std::min(kStep, into_.panel_columns(p) - j));
+            }
+        }
+    }
+
+    // The losses of a block, and in the place of o their gradients.
+    void lose(const Block& block) const {
+        for (Index i = 0; i < block.count; ++i) {
+            const Index n = block.place[static_cast<std::size_t>(i)];
+            Real* o = block.output[static_cast<std::size_t>(i)];
+            problem_.nats[n] = problem_.categories ? cross_entropy(o, problem_.categories[n])
+                                                   : squared_error(o, problem_.numbers + n * problem_.outputs);
+        }
+    }
+
+    // −log softmax(o)[target]; o becomes softmax(o) − [category = target].
+    Real cross_entropy(Real* o, Index target) const {
+        constexpr int kStep = kLanes<Real>;
+        const Index outputs = problem_.outputs;
+        const Real best = *std::max_element(o, o + outputs), at_target = o[target];
+        Vector<Real> sums = {};
+        for (Index k = 0; k < outputs; k += kStep) {
+            store(o + k, exponential(load(o + k) - best));
+            // What stands behind the last category counts nothing.
+            sums += load(o + k, static_cast<int>(std::min<Index>(kStep, outputs - k)));
+        }
+        const Real total = sum<Real>(sums);
+        for (Index k = 0; k < outputs; k += kStep) store(o + k, load(o + k) / total);
+        o[target] -= Real(1);
+        return std::log(total) + best - at_target;
+    }
+
+    // −log N(target; o, 1) = ½ ‖target − o‖² + ½ log 2π for each number; o becomes o − target.
+    Real squared_error(Real* o, const Real* target) const {
+        constexpr Real kHalfLogTwoPi = Real(0.918938533204672741780329736406);
+        Real squares = 0;
+        for (Index k = 0; k < problem_.outputs; ++k) {
+            o[k] -= target[k];
+            squares += o[k] * o[k];
+        }
+        return squares / 2 + kHalfLogTwoPi * static_cast<Real>(problem_.outputs);
+    }
+
+    void go_back(const Block& block, const Desk& desk, const Sums& sums) const {
+        constexpr int kStep = kLanes<Real>;
+        const Index outputs = problem_.outputs, count = block.count;
+        const auto place = [&](Index i) { return block.place[static_cast<std::size_t>(i)]; };
+        for (Index i = 0; i < count; ++i) {
+            Real* d_o = block.output[static_cast<std::size_t>(i)];
+            if (problem_.d_o) std::copy_n(problem_.d_o + place(i) * outputs, outputs, d_o);
+            for (Index k = 0; k < outputs; ++k) sums.readout_bias[k] += d_o[k];
+        }
+        turn(desk.given, stride(), depth_, count, desk.given_turned);
+        turn(desk.outputs, width(out_), outputs, count, desk.outputs_turned);
+        std::array<Real*, kRows> of_x;
+        for (Index i = 0; i < count && problem_.d_x; ++i) {
+            of_x[static_cast<std::size_t>(i)] = desk.of_x + i * width(to_x_);
+            std::fill_n(desk.of_x + i * width(to_x_), width(to_x_), Real(0));
+        }
+
+        std::array<Real*, kTileRows> tile = rows_of(desk.tile);
+        TileCall<Format> back = product(width(out_), outputs, false);
+        back.c = tile.data();
+        for (Index p = 0; p < into_.panels(); ++p) {
+            Real* const entries = sums.entries + p * entries_ * kColumns;
+            const Real* const hidden = desk.hidden + p * kRows * kColumns;
+            back.b = back_.panel(p);
+            block.each_tile([&](Index t, int height) {
+                back.a = block.output[static_cast<std::size_t>(t)];
+                multiply<Layout::kRowMajor>(back, height);
+                if (problem_.d_h)
+                    for (int r = 0; r < height; ++r)
+                        for (int j = 0; j < into_.panel_columns(p); ++j)
+                            desk.tile[r * kColumns + j] += problem_.d_h[place(t + r) * problem_.units + p * kColumns + j];
+                const Real *d_h = desk.tile, *h = hidden + t * kColumns;
+                Real* d_a = desk.of_a + t * kColumns;
+                for (int r = 0; r < height; ++r) {
+                    Real* entry = entries + block.entry[static_cast<std::size_t>(t + r)] * kColumns;
+#pragma GCC unroll 4
+                    for (int j = 0; j < kColumns; j += kStep) {
+                        const Vector<Real> unit = load(h + r * kColumns + j);
+                        const Vector<Real> d = load(d_h + r * kColumns + j) * (Real(1) - unit * unit);
+                        store(d_a + r * kColumns + j, d);
+                        store(entry + j, load(entry + j) + d);
+                    }
+                }
+                if (problem_.d_x) add_product(d_a, to_x_, p, of_x.data() + t, height);
+            });
+            add_outer(desk.given_turned, depth_, desk.of_a, count, sums.weight + p * depth_ * kColumns);
+            add_outer(desk.outputs_turned, outputs, hidden, count, sums.readout + p * outputs * kColumns);
+        }
+        for (Index i = 0; i < count && problem_.d_x; ++i)
+            std::copy_n(of_x[static_cast<std::size_t>(i)], problem_.inputs, problem_.d_x + place(i) * problem_.inputs);
+    }
+
+    static std::array<Real*, kTileRows> rows_of(Real* tile) {
+        std::array<Real*, kTileRows> rows;
+        for (std::size_t r = 0; r < rows.size(); ++r) rows[r] = tile + r * kColumns;
+        return rows;
+    }
+
+    static void turn(const Real* a, Index stride, Index width, Index rows, Real* to) {
+        const auto row = [&](Index i) { return a + i * stride; };
+        ColumnsOfA<Format, decltype(row)>{row}.pack(0, width, 0, rows, to);
+    }
+
+    // to (width, kColumns) += aᵀ b for a (rows, width), turned, and b (rows, kColumns).
+    static void add_outer(const Real* turned, Index width, const Real* b, Index rows, Real* to) {
+        const Tiles tiles(width);
+        std::array<Real*, kTileRows> c;
+        TileCall<Format> call = product(rows, rows, true);
+        call.b = b;
+        call.c = c.data();
+        for (Index t = 0; t < tiles.count; ++t) {
+            const Index first = tiles.begin(t);
+            const int height = tiles.height(t);
+            for (int r = 0; r < height; ++r) c[static_cast<std::size_t>(r)] = to + (first + r) * kColumns;
+            call.a = turned + tile_offset<Format, Layout::kInterleaved>(tiles, t, rows);
+            multiply<Layout::kInterleaved>(call, height);
+        }
+    }
+
+    // The sums of all segments in their order, in the place of the first one's; each member has some.
+    void add_segments(const Member& member) const {
+        const Index begin = sums_ * member.index / member.count, end = sums_ * (member.index + 1) / member.count;
+        for (Index segment = 1; segment < segments_; ++segment) {
+            const Real* of_segment = all_sums_ + segment * sums_;
+            for (Index i = begin; i < end; ++i) all_sums_[i] += of_segment[i];
+        }
+    }
+
+    void hand_out(const Member& member) const {
+        const Sums sums = sums_at(all_sums_);
+        const Index units = problem_.units, outputs = problem_.outputs;
+        each_share(member, units, [&](Index u) {
+            const auto at = [&](const Real* matrix, Index rows, Index row) {
+                return matrix[(u / kColumns * rows + row) * kColumns + u % kColumns];
+            };
+            Real* of_weight = problem_.d_weight + u * columns_;
+            for (Index k = 0; k < depth_; ++k) of_weight[k] = at(sums.weight, depth_, k);
+            Real of_bias = at(sums.entries, entries_, 0);
+            for (Index entry = 1; entry < entries_; ++entry)
+                of_bias += of_weight[problem_.inputs + entry - 1] = at(sums.entries, entries_, entry);
+            problem_.d_bias[u] = of_bias;
+            for (Index k = 0; k < outputs; ++k) problem_.d_readout[k * units + u] = at(sums.readout, outputs, k);
+        });
+        if (member.index == 0) std::copy_n(sums.readout_bias, outputs, problem_.d_readout_bias);
     }
 
     const DecoupledProblem<Real>& problem_;
-    bool backward_;
-    bool streams_;  // h goes to memory past the caches, as it is not read before the backward pass
+    const bool goes_back_;
+    bool streams_;  // h goes to memory past the caches
+    std::vector<Index> places_;  // of the rows inside
+    Index blocks_;
+    Index columns_;  // X + F
+    Index depth_;    // of U's product
+    Index entries_;  // of the table
+    Index units_;    // H, whole panels
     Index segments_;
     int members_;
     Buffers buffers_;
-    Panels<Format> into_, out_;  // forward U and V; backward, those that d_o and d_a are multiplied by
-    Real* bias_ = nullptr;
-    Real* readout_bias_ = nullptr;
-    std::array<Index, 6> desk_size_;
+    Panels<Format> into_, out_, back_, to_x_;  // by which x, h, d_o and d_a are multiplied
+    Real *table_, *readout_bias_;
+    std::array<Index, 8> desk_sizes_{};
     Index desk_ = 0;
     Real* desks_;
-    std::array<Index, 4> sums_size_{};
+    std::array<Index, 4> sizes_of_sums_;
     Index sums_ = 0;
     Real* all_sums_ = nullptr;  // of each segment
     std::atomic<Index> next_{0};

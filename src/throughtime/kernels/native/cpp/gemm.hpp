@@ -136,19 +136,24 @@ void tile_kernel(const TileCall<Format>& call) {
         }
     }
     if (call.columns == Vectors * kLanes<Real>) {
+        // What `call` says is read once: for all that the compiler knows, C may stand where it does.
+        Real* const* const c = call.c;
+        const Index column = call.column;
+        const auto put = [&](auto with_before) {
 #pragma GCC unroll 16
-        for (int r = 0; r < Rows; ++r) {
-            Real* c = call.c[r] + call.column;
+            for (int r = 0; r < Rows; ++r) {
+                Real* to = c[r] + column;
 #pragma GCC unroll 8
-            for (int v = 0; v < kAll; ++v) {
-                Vector<Real> value = sums[r][v];
-                if (call.add) {
-                    value += load(c + v * kLanes<Real>);
-                } else if (call.start) {
-                    value += load(call.start + v * kLanes<Real>);
-                }
-                store(c + v * kLanes<Real>, value);
+                for (int v = 0; v < kAll; ++v)
+                    store(to + v * kLanes<Real>, with_before(sums[r][v], to + v * kLanes<Real>, v));
             }
+        };
+        if (call.add) {
+            put([](Vector<Real> sum, const Real* before, int) { return sum + load(before); });
+        } else if (const Real* start = call.start) {
+            put([start](Vector<Real> sum, const Real*, int v) { return sum + load(start + v * kLanes<Real>); });
+        } else {
+            put([](Vector<Real> sum, const Real*, int) { return sum; });
         }
         return;
     }
@@ -188,25 +193,30 @@ constexpr auto kernel_table(std::integer_sequence<int, Row...>) {
          {{tile_kernel<Format, layout, Row + 1, std::min(Panels, panels_at_once(Row + 1)), 2>...}}}};
 }
 
-// One tile times panels [first, last), whose columns follow one another in C.
+// One tile times `panels` panels, whose columns follow one another in C. `call` is left as it was: a copy of it would be
+// read back before all of its parts are written, which costs more than a small product.
 template <class Format, Layout layout>
-inline void multiply_tile(int rows, TileCall<Format> call, Index panels, int last_columns) {
+inline void multiply_tile(int rows, TileCall<Format>& call, Index panels, int last_columns) {
     constexpr auto kRows = std::make_integer_sequence<int, kTileRows>{};
     static constexpr auto one = kernel_table<Format, layout, 1>(kRows);
     static constexpr auto two = kernel_table<Format, layout, 2>(kRows);
     static constexpr auto four = kernel_table<Format, layout, 4>(kRows);
     const Index most = panels_at_once(rows);
     const auto r = static_cast<std::size_t>(rows - 1);
-    while (panels > 0) {
-        const Index taken = panels >= 4 && most >= 4 ? 4 : panels >= 2 && most >= 2 ? 2 : 1;
-        call.columns = panels == taken ? last_columns : kWidth<Format>;
+    for (Index done = 0; done < panels;) {
+        const Index left = panels - done;
+        const Index taken = left >= 4 && most >= 4 ? 4 : left >= 2 && most >= 2 ? 2 : 1;
+        call.columns = left == taken ? last_columns : kWidth<Format>;
         const auto vectors = static_cast<std::size_t>((call.columns - 1) / kLanes<typename Format::Real>);
         (taken == 4 ? four : taken == 2 ? two : one)[vectors][r](call);
-        panels -= taken;
+        done += taken;
         call.b += taken * call.panel_stride;
         call.column += taken * kWidth<Format>;
         if (call.start) call.start += taken * kWidth<Format>;
     }
+    call.b -= panels * call.panel_stride;
+    call.column -= panels * kWidth<Format>;
+    if (call.start) call.start -= panels * kWidth<Format>;
 }
 
 // -- B ----------------------------------------------------------------------------------------------------------------

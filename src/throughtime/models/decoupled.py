@@ -160,12 +160,21 @@ class _TaughtLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         weights, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        counted = d if ctx.inside is None else d[ctx.inside]
-        if not torch.is_grad_enabled() and (counted.numel() == 0 or counted.min() == counted.max()):
-            scale = counted.flatten()[:1].sum()
+        if not torch.is_grad_enabled() and (scale := _the_same(d, ctx.inside)) is not None:
             return (None,) * 4 + tuple(gradient * scale for gradient in gradients)
         with torch.enable_grad():
             losses = ctx.otherwise(*weights)
         wanted = [weight for weight in weights if weight.requires_grad]
         found = iter(torch.autograd.grad(losses, wanted, d, create_graph=torch.is_grad_enabled(), allow_unused=True))
         return (None,) * 4 + tuple(next(found) if weight.requires_grad else None for weight in weights)
+
+
+def _the_same(d: Tensor, inside: Tensor | None) -> Tensor | None:
+    """The number that all of d, where it is `inside`, is; None where there are several."""
+    if not any(d.stride()) and d.numel():  # one number expanded, as that of a sum is
+        return d.flatten()[0]
+    counted = d.flatten() if inside is None else d[inside]
+    if counted.numel() == 0:
+        return counted.sum()
+    low, high = counted.aminmax()
+    return low if low == high else None

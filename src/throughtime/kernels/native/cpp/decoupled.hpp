@@ -52,9 +52,10 @@ class Decoupled {
 
     Decoupled(const DecoupledProblem<Real>& problem, int threads)
         : problem_(problem), goes_back_(problem.d_weight != nullptr) {
-        for (Index n = 0; n < problem.rows; ++n)
-            if (!problem.inside || problem.inside[n]) places_.push_back(n);
-        blocks_ = ceil_divide(rows(), kRows);
+        for (Index n = 0; n < problem.rows && problem.inside; ++n)
+            if (problem.inside[n]) places_.push_back(n);
+        rows_ = problem.inside ? static_cast<Index>(places_.size()) : problem.rows;
+        blocks_ = ceil_divide(rows_, kRows);
         const Index outputs = problem.outputs, fed = problem.categories || problem.numbers ? outputs : 0;
         columns_ = problem.inputs + fed;
         depth_ = problem.inputs + (problem.numbers ? fed : 0);
@@ -77,15 +78,14 @@ class Decoupled {
         readout_bias_ = take(width(out_));
         std::fill(std::copy_n(problem.readout_bias, outputs, readout_bias_), readout_bias_ + width(out_), Real(0));
         const bool to_x = problem.d_x != nullptr;
-        desk_sizes_ = {kRows * stride(), kRows * width(out_), kRows * units_, kTileRows * kColumns};
+        desk_sizes_ = {kRows * stride(), kRows * width(out_), kRows * units_};
         if (goes_back_) {
             back_.data = take(back_.size());
             if (to_x) to_x_.data = take(to_x_.size());
             all_sums_ = take(segments_ * sums_);
-            const Index turned = kRows + 1;  // room for stores wider than the last tile
-            const Index of_back[] = {kRows * kColumns, turned * (depth_ + kTileRows), turned * (outputs + kTileRows),
-                                     to_x ? kRows * width(to_x_) : 0};
-            std::copy(std::begin(of_back), std::end(of_back), desk_sizes_.begin() + 4);
+            desk_sizes_[3] = kRows * kColumns;
+            desk_sizes_[4] = problem.d_h ? kRows * kColumns : 0;
+            desk_sizes_[5] = to_x ? kRows * width(to_x_) : 0;
         }
         for (Index& size : desk_sizes_) desk_ += size = round_up(size, 64 / static_cast<Index>(sizeof(Real)));
         desks_ = take(members_ * desk_);
@@ -98,17 +98,13 @@ class Decoupled {
         member.wait();
         const Desk desk(*this, member);
         for (Index segment = next_++; segment < segments_; segment = next_++) {
-            Sums sums;
-            if (goes_back_) {
-                Real* const own = all_sums_ + segment * sums_;
-                std::fill_n(own, sums_, Real(0));
-                sums = sums_at(own);
-            }
-            for (Index block = blocks_ * segment / segments_; block < blocks_ * (segment + 1) / segments_; ++block) {
+            const Sums sums = goes_back_ ? fresh_sums(segment) : Sums{};
+            const Index first = blocks_ * segment / segments_;
+            for (Index block = first; block < blocks_ * (segment + 1) / segments_; ++block) {
                 Block rows(*this, block, desk);
                 go(rows, desk);
-                if (problem_.nats) lose(rows);
-                if (goes_back_) go_back(rows, desk, sums);
+                if (problem_.nats) lose(rows, desk);
+                if (goes_back_) go_back(rows, desk, sums, block > first);
             }
         }
         if (streams_) intrinsics::finish_streams();
@@ -122,7 +118,7 @@ class Decoupled {
   private:
     static constexpr int kColumns = kWidth<Format>;  // of a panel
     // Of a block: its panel of h, x and o stand in the first cache, all of its h in the second.
-    static constexpr Index kRows = 112 / kTileRows * kTileRows;
+    static constexpr Index kRows = 168 / kTileRows * kTileRows;
     // Of h: less may wait in a core's own cache for who reads it next.
     static constexpr Index kStreamedBytes = Index{1} << 20;
     // Segments, and numbers of all their sums.
@@ -133,16 +129,15 @@ class Decoupled {
     struct Desk {
         Desk(const Decoupled& all, const Member& member) {
             Real* at = all.desks_ + member.index * all.desk_;
-            Real** places[] = {&given, &outputs, &hidden, &tile, &of_a, &given_turned, &outputs_turned, &of_x};
+            Real** places[] = {&given, &outputs, &hidden, &of_a, &of_h, &of_x};
             for (std::size_t i = 0; i < std::size(places); at += all.desk_sizes_[i++]) *places[i] = at;
         }
 
-        Real* given;    // (kRows, X), and numbers that are fed
+        Real* given;    // (kRows, X), and numbers that are fed, where they are gathered
         Real* outputs;  // (kRows, O): o, then its gradients
         Real* hidden;   // (H / kColumns, kRows, kColumns)
-        Real* tile;     // (kTileRows, kColumns) sums of a product
         Real* of_a;     // (kRows, kColumns) the gradients of a = b + U x, of one panel
-        Real *given_turned, *outputs_turned;  // as products take them where they sum over rows
+        Real* of_h;     // (kRows, kColumns) those of h that are given
         Real* of_x;     // (kRows, X)
     };
 
@@ -158,19 +153,35 @@ class Decoupled {
         return sums;
     }
 
+    // Those of a segment. The first block of rows writes the large ones.
+    Sums fresh_sums(Index segment) const {
+        const Sums sums = sums_at(all_sums_ + segment * sums_);
+        std::fill_n(sums.entries, sizes_of_sums_[1], Real(0));
+        std::fill_n(sums.readout_bias, sizes_of_sums_[3], Real(0));
+        if (blocks_ == 0) {
+            std::fill_n(sums.weight, sizes_of_sums_[0], Real(0));
+            std::fill_n(sums.readout, sizes_of_sums_[2], Real(0));
+        }
+        return sums;
+    }
+
     // Some rows that go through together.
     struct Block {
         Block(const Decoupled& all, Index block, const Desk& desk) : first(block * kRows) {
-            count = std::min(all.rows(), first + kRows) - first;
+            count = std::min(all.rows_, first + kRows) - first;
             const DecoupledProblem<Real>& problem = all.problem_;
+            const bool in_place = !problem.inside && !problem.numbers;
+            given = in_place ? problem.x + first * problem.inputs : desk.given;
+            stride = in_place ? problem.inputs : all.stride();
             for (Index i = 0; i < count; ++i) {
                 const auto at = static_cast<std::size_t>(i);
                 const Index n = all.place(first + i), before = n - problem.batch;
                 place[at] = n;
-                output[at] = desk.outputs + i * width(all.out_);
-                std::copy_n(all.readout_bias_, width(all.out_), output[at]);
-                Real* to = std::copy_n(problem.x + n * problem.inputs, problem.inputs, desk.given + i * all.stride());
                 entry[at] = problem.categories && before >= 0 ? 1 + problem.categories[before] : 0;
+                for (Index k = 0; k < width(all.out_); k += kLanes<Real>)
+                    store(desk.outputs + i * width(all.out_) + k, load(all.readout_bias_ + k));
+                if (in_place) continue;
+                Real* to = std::copy_n(problem.x + n * problem.inputs, problem.inputs, desk.given + i * stride);
                 if (!problem.numbers) continue;
                 if (before < 0) std::fill_n(to, problem.outputs, Real(0));
                 else std::copy_n(problem.numbers + before * problem.outputs, problem.outputs, to);
@@ -185,14 +196,14 @@ class Decoupled {
         }
 
         Index first, count;
+        const Real* given;  // what the rows read, `stride` apart: x, and numbers that are fed
+        Index stride;
         std::array<Index, kRows> place;    // among all rows
         std::array<Index, kRows> entry;    // of the table
-        std::array<Real*, kRows> output;   // rows of desk.outputs
     };
 
     Real* take(Index count) { return buffers_.template take<Real>(count); }
-    Index rows() const { return static_cast<Index>(places_.size()); }
-    Index place(Index i) const { return places_[static_cast<std::size_t>(i)]; }
+    Index place(Index i) const { return problem_.inside ? places_[static_cast<std::size_t>(i)] : i; }
     Index stride() const { return padded_stride<Format>(depth_); }
     static Index width(const Panels<Format>& panels) { return panels.panels() * kColumns; }
 
@@ -234,61 +245,79 @@ class Decoupled {
         });
     }
 
-    // A product's next tile, of whole panels.
-    template <Layout layout>
-    static void multiply(TileCall<Format>& call, int height) {
-        multiply_tile<Format, layout>(height, call, 1, kColumns);
+    // Calls visit(row, column, sums) for vectors of `height` rows of a, `stride` apart, times panel p of b. A product of
+    // little depth costs no more than to put its sums away: what is made of them is made in their registers.
+    template <class Visit>
+    static void each_sum(const Real* a, Index stride, int height, const Panels<Format>& b, Index p, const Visit& visit) {
+        if (height == kTileRows) return each_sum_of<kTileRows>(a, stride, b.panel(p), b.depth, visit);
+        for (Index r = 0; r < height; ++r)
+            each_sum_of<1>(a + r * stride, stride, b.panel(p), b.depth,
+                           [=](Index, int j, Vector<Real> sums) { visit(r, j, sums); });
     }
 
-    static TileCall<Format> product(Index stride, Index depth, bool carry) {
-        TileCall<Format> call{};
-        call.units = depth;
-        call.stride = stride;
-        call.carry = carry;
-        return call;
+    // A function of its own, whose registers are enough for the sums; `given` is copied here, where the compiler sees that
+    // no store changes it.
+    template <int Rows, class Visit>
+    [[gnu::noinline]] static void each_sum_of(const Real* a, Index stride, const Real* b, Index depth, const Visit& given) {
+        const Visit visit = given;
+        constexpr int kStep = kLanes<Real>, kVectors = kColumns / kStep;
+        Vector<Real> sums[Rows][kVectors] = {};
+        // Three rows share one pointer, by way of the addressing modes.
+        constexpr int kPointers = (Rows + 2) / 3;
+        const Real* rows[kPointers];
+#pragma GCC unroll 16
+        for (int i = 0; i < kPointers; ++i) rows[i] = a + 3 * i * stride;
+        for (Index k = 0; k < depth; ++k, b += kColumns) {
+            Vector<Real> of_b[kVectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) of_b[v] = load(b + v * kStep);
+#pragma GCC unroll 16
+            for (int r = 0; r < Rows; ++r) {
+                const Vector<Real> of_a = broadcast(rows[r / 3][r % 3 * stride]);
+#pragma GCC unroll 4
+                for (int v = 0; v < kVectors; ++v) sums[r][v] += of_a * of_b[v];
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < kPointers; ++i) ++rows[i];
+        }
+#pragma GCC unroll 16
+        for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+            for (int v = 0; v < kVectors; ++v) visit(r, v * kStep, sums[r][v]);
     }
 
-    // The rows `to` += a (rows, kColumns) times panel p's part of the depth of b.
-    static void add_product(const Real* a, const Panels<Format>& b, Index p, Real* const* to, int height) {
-        TileCall<Format> call = product(kColumns, kColumns, true);
-        call.a = a;
-        call.c = to;
+    // Rows of `to`, as far apart as b is wide, += a (height, kColumns) times panel p's part of the depth of b.
+    static void add_product(const Real* a, int height, const Panels<Format>& b, Index p, Real* to) {
         for (Index q = 0; q < b.panels(); ++q) {
-            call.b = b.panel(q) + p * kColumns * kColumns;
-            call.column = q * kColumns;
-            multiply<Layout::kRowMajor>(call, height);
+            const Panels<Format> part{kColumns, 1, kColumns, b.panel(q) + p * kColumns * kColumns};
+            each_sum(a, kColumns, height, part, 0, [=, stride = width(b), columns = to + q * kColumns]
+                     (Index r, int j, Vector<Real> sums) {
+                Real* const at = columns + r * stride + j;
+                store(at, load(at) + sums);
+            });
         }
     }
 
     // h and o of a block.
     void go(const Block& block, const Desk& desk) const {
-        constexpr int kStep = kLanes<Real>;
-        std::array<Real*, kTileRows> tile = rows_of(desk.tile);
-        TileCall<Format> into = product(stride(), depth_, false);
-        into.c = tile.data();
         for (Index p = 0; p < into_.panels(); ++p) {
             const Real* const table = table_ + p * entries_ * kColumns;
             Real* const hidden = desk.hidden + p * kRows * kColumns;
-            into.b = into_.panel(p);
             block.each_tile([&](Index t, int height) {
-                into.a = desk.given + t * stride();
-                multiply<Layout::kRowMajor>(into, height);
-                const Real* sums = desk.tile;
-                for (int r = 0; r < height; ++r) {
-                    const Real* start = table + block.entry[static_cast<std::size_t>(t + r)] * kColumns;
-                    Real* h = hidden + (t + r) * kColumns;
-#pragma GCC unroll 4
-                    for (int j = 0; j < kColumns; j += kStep)
-                        store(h + j, tangent(load(sums + r * kColumns + j) + load(start + j)));
-                }
+                Real* const h = hidden + t * kColumns;
+                const Index* const entry = block.entry.data() + t;
+                each_sum(block.given + t * block.stride, block.stride, height, into_, p, [=](Index r, int j, Vector<Real> sums) {
+                    const Real* start = table + entry[r] * kColumns + j;
+                    store(h + r * kColumns + j, tangent(sums + load(start)));
+                });
                 if (problem_.o || problem_.nats)
-                    add_product(hidden + t * kColumns, out_, p, block.output.data() + t, height);
+                    add_product(h, height, out_, p, desk.outputs + t * width(out_));
             });
             if (problem_.h) put_hidden(block, p, hidden);
         }
         if (!problem_.o) return;
         for (Index i = 0; i < block.count; ++i)
-            std::copy_n(block.output[static_cast<std::size_t>(i)], problem_.outputs,
+            std::copy_n(desk.outputs + i * width(out_), problem_.outputs,
                         problem_.o + block.place[static_cast<std::size_t>(i)] * problem_.outputs);
     }
 
@@ -305,10 +334,10 @@ class Decoupled {
     }
 
     // The losses of a block, and in the place of o their gradients.
-    void lose(const Block& block) const {
+    void lose(const Block& block, const Desk& desk) const {
         for (Index i = 0; i < block.count; ++i) {
             const Index n = block.place[static_cast<std::size_t>(i)];
-            Real* o = block.output[static_cast<std::size_t>(i)];
+            Real* o = desk.outputs + i * width(out_);
             problem_.nats[n] = problem_.categories ? cross_entropy(o, problem_.categories[n])
                                                    : squared_error(o, problem_.numbers + n * problem_.outputs);
         }
@@ -318,15 +347,19 @@ class Decoupled {
     Real cross_entropy(Real* o, Index target) const {
         constexpr int kStep = kLanes<Real>;
         const Index outputs = problem_.outputs;
-        const Real best = *std::max_element(o, o + outputs), at_target = o[target];
+        const Real at_target = o[target];
+        // What stands behind the last category counts nothing.
+        std::fill(o + outputs, o + round_up(outputs, kStep), -std::numeric_limits<Real>::infinity());
+        Vector<Real> highest = load(o);
+        for (Index k = kStep; k < outputs; k += kStep) highest = greater<Real>(highest, load(o + k));
+        const Real best = fold<Real>(highest, [](auto a, auto b) { return greater<Real>(a, b); });
         Vector<Real> sums = {};
         for (Index k = 0; k < outputs; k += kStep) {
             store(o + k, exponential(load(o + k) - best));
-            // What stands behind the last category counts nothing.
             sums += load(o + k, static_cast<int>(std::min<Index>(kStep, outputs - k)));
         }
-        const Real total = sum<Real>(sums);
-        for (Index k = 0; k < outputs; k += kStep) store(o + k, load(o + k) / total);
+        const Real total = fold<Real>(sums, [](auto a, auto b) { return a + b; }), scale = 1 / total;
+        for (Index k = 0; k < outputs; k += kStep) store(o + k, load(o + k) * scale);
         o[target] -= Real(1);
         return std::log(total) + best - at_target;
     }
@@ -342,82 +375,71 @@ class Decoupled {
         return squares / 2 + kHalfLogTwoPi * static_cast<Real>(problem_.outputs);
     }
 
-    void go_back(const Block& block, const Desk& desk, const Sums& sums) const {
-        constexpr int kStep = kLanes<Real>;
+    // `add`: to what is in the sums already.
+    void go_back(const Block& block, const Desk& desk, const Sums& sums, bool add) const {
         const Index outputs = problem_.outputs, count = block.count;
         const auto place = [&](Index i) { return block.place[static_cast<std::size_t>(i)]; };
         for (Index i = 0; i < count; ++i) {
-            Real* d_o = block.output[static_cast<std::size_t>(i)];
+            Real* d_o = desk.outputs + i * width(out_);
             if (problem_.d_o) std::copy_n(problem_.d_o + place(i) * outputs, outputs, d_o);
             for (Index k = 0; k < outputs; ++k) sums.readout_bias[k] += d_o[k];
         }
-        turn(desk.given, stride(), depth_, count, desk.given_turned);
-        turn(desk.outputs, width(out_), outputs, count, desk.outputs_turned);
-        std::array<Real*, kRows> of_x;
-        for (Index i = 0; i < count && problem_.d_x; ++i) {
-            of_x[static_cast<std::size_t>(i)] = desk.of_x + i * width(to_x_);
-            std::fill_n(desk.of_x + i * width(to_x_), width(to_x_), Real(0));
-        }
-
-        std::array<Real*, kTileRows> tile = rows_of(desk.tile);
-        TileCall<Format> back = product(width(out_), outputs, false);
-        back.c = tile.data();
+        if (problem_.d_x) std::fill_n(desk.of_x, count * width(to_x_), Real(0));
         for (Index p = 0; p < into_.panels(); ++p) {
             Real* const entries = sums.entries + p * entries_ * kColumns;
             const Real* const hidden = desk.hidden + p * kRows * kColumns;
-            back.b = back_.panel(p);
+            const Real* const given = problem_.d_h ? given_hidden(block, p, desk) : nullptr;
             block.each_tile([&](Index t, int height) {
-                back.a = block.output[static_cast<std::size_t>(t)];
-                multiply<Layout::kRowMajor>(back, height);
-                if (problem_.d_h)
-                    for (int r = 0; r < height; ++r)
-                        for (int j = 0; j < into_.panel_columns(p); ++j)
-                            desk.tile[r * kColumns + j] += problem_.d_h[place(t + r) * problem_.units + p * kColumns + j];
-                const Real *d_h = desk.tile, *h = hidden + t * kColumns;
-                Real* d_a = desk.of_a + t * kColumns;
-                for (int r = 0; r < height; ++r) {
-                    Real* entry = entries + block.entry[static_cast<std::size_t>(t + r)] * kColumns;
-#pragma GCC unroll 4
-                    for (int j = 0; j < kColumns; j += kStep) {
-                        const Vector<Real> unit = load(h + r * kColumns + j);
-                        const Vector<Real> d = load(d_h + r * kColumns + j) * (Real(1) - unit * unit);
-                        store(d_a + r * kColumns + j, d);
-                        store(entry + j, load(entry + j) + d);
-                    }
-                }
-                if (problem_.d_x) add_product(d_a, to_x_, p, of_x.data() + t, height);
+                const Real* const d_o = desk.outputs + t * width(out_);
+                const Real *const h = hidden + t * kColumns, *const more = given ? given + t * kColumns : nullptr;
+                const Index* const entry = block.entry.data() + t;
+                Real* const d_a = desk.of_a + t * kColumns;
+                each_sum(d_o, width(out_), height, back_, p, [=](Index r, int j, Vector<Real> d) {
+                    const Index at = r * kColumns + j;
+                    if (more) d += load(more + at);
+                    const Vector<Real> unit = load(h + at);
+                    d *= Real(1) - unit * unit;
+                    store(d_a + at, d);
+                    Real* const sum = entries + entry[r] * kColumns + j;
+                    store(sum, load(sum) + d);
+                });
+                if (problem_.d_x) add_product(d_a, height, to_x_, p, desk.of_x + t * width(to_x_));
             });
-            add_outer(desk.given_turned, depth_, desk.of_a, count, sums.weight + p * depth_ * kColumns);
-            add_outer(desk.outputs_turned, outputs, hidden, count, sums.readout + p * outputs * kColumns);
+            put_outer(block.given, block.stride, depth_, desk.of_a, count,
+                      sums.weight + p * depth_ * kColumns, add);
+            put_outer(desk.outputs, width(out_), outputs, hidden, count,
+                      sums.readout + p * outputs * kColumns, add);
         }
         for (Index i = 0; i < count && problem_.d_x; ++i)
-            std::copy_n(of_x[static_cast<std::size_t>(i)], problem_.inputs, problem_.d_x + place(i) * problem_.inputs);
+            std::copy_n(desk.of_x + i * width(to_x_), problem_.inputs, problem_.d_x + place(i) * problem_.inputs);
     }
 
-    static std::array<Real*, kTileRows> rows_of(Real* tile) {
-        std::array<Real*, kTileRows> rows;
-        for (std::size_t r = 0; r < rows.size(); ++r) rows[r] = tile + r * kColumns;
-        return rows;
+    // One panel of the gradients of h that are given.
+    const Real* given_hidden(const Block& block, Index p, const Desk& desk) const {
+        for (Index i = 0; i < block.count; ++i) {
+            const Real* from = problem_.d_h + block.place[static_cast<std::size_t>(i)] * problem_.units + p * kColumns;
+            Real* to = std::copy_n(from, into_.panel_columns(p), desk.of_h + i * kColumns);
+            std::fill(to, desk.of_h + (i + 1) * kColumns, Real(0));
+        }
+        return desk.of_h;
     }
 
-    static void turn(const Real* a, Index stride, Index width, Index rows, Real* to) {
-        const auto row = [&](Index i) { return a + i * stride; };
-        ColumnsOfA<Format, decltype(row)>{row}.pack(0, width, 0, rows, to);
-    }
-
-    // to (width, kColumns) += aᵀ b for a (rows, width), turned, and b (rows, kColumns).
-    static void add_outer(const Real* turned, Index width, const Real* b, Index rows, Real* to) {
+    // to (width, kColumns) = aᵀ b, or += that, for a (rows, width), its rows `stride` apart, and b (rows, kColumns).
+    static void put_outer(const Real* a, Index stride, Index width, const Real* b, Index rows, Real* to, bool add) {
         const Tiles tiles(width);
         std::array<Real*, kTileRows> c;
-        TileCall<Format> call = product(rows, rows, true);
+        TileCall<Format> call{};
+        call.units = rows;
+        call.stride = stride;
         call.b = b;
         call.c = c.data();
+        call.carry = add;
         for (Index t = 0; t < tiles.count; ++t) {
             const Index first = tiles.begin(t);
             const int height = tiles.height(t);
             for (int r = 0; r < height; ++r) c[static_cast<std::size_t>(r)] = to + (first + r) * kColumns;
-            call.a = turned + tile_offset<Format, Layout::kInterleaved>(tiles, t, rows);
-            multiply<Layout::kInterleaved>(call, height);
+            call.a = a + first;
+            multiply_tile<Format, Layout::kInterleaved>(height, call, 1, kColumns);
         }
     }
 
@@ -451,7 +473,8 @@ class Decoupled {
     const DecoupledProblem<Real>& problem_;
     const bool goes_back_;
     bool streams_;  // h goes to memory past the caches
-    std::vector<Index> places_;  // of the rows inside
+    std::vector<Index> places_;  // of the rows inside, where not all are
+    Index rows_;                 // that are inside
     Index blocks_;
     Index columns_;  // X + F
     Index depth_;    // of U's product
@@ -462,7 +485,7 @@ class Decoupled {
     Buffers buffers_;
     Panels<Format> into_, out_, back_, to_x_;  // by which x, h, d_o and d_a are multiplied
     Real *table_, *readout_bias_;
-    std::array<Index, 8> desk_sizes_{};
+    std::array<Index, 6> desk_sizes_{};
     Index desk_ = 0;
     Real* desks_;
     std::array<Index, 4> sizes_of_sums_;

@@ -46,20 +46,20 @@ inline Vector<Real> sigmoid(Vector<Real> v) {
     return reciprocal(exponential(-v) + Real(1));
 }
 
-// tanh(v) to a few units in the last place, relative, for all v: v p(v²) / q(v²).
-// The coefficients are those of Eigen's float tanh.
+// tanh(v) to 6 units in the last place, never beyond ±1, for all v: v p(v²) / q(v²).
+// The quotient has the least relative error on [-8, 8], 6.5e-9, found by Lawson's iteration in 40 digits; at 8, tanh is
+// as good as 1. Two polynomials of one degree wait for each other least.
 inline Vector<float> tangent(Vector<float> v) {
-    v = clamp<float>(v, -7.90531110763549805f, 7.90531110763549805f);
+    v = clamp<float>(v, -8.0f, 8.0f);
     const Vector<float> s = v * v;
-    Vector<float> p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
-    p = p * s + -8.60467152213735e-11f;
-    p = p * s + 5.12229709037114e-08f;
-    p = p * s + 1.48572235717979e-05f;
-    p = p * s + 6.37261928875436e-04f;
-    p = p * s + 4.89352455891786e-03f;
-    Vector<float> q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
-    q = q * s + 2.26843463243900e-03f;
-    q = q * s + 4.89352518554385e-03f;
+    Vector<float> p = s * 1.52313147749e-8f + 2.18953127982e-5f;
+    Vector<float> q = s * 8.52281462263e-7f + 3.41135691351e-4f;
+    p = p * s + 3.5716378279e-3f;
+    q = q * s + 2.61645947051e-2f;
+    p = p * s + 1.34445316087e-1f;
+    q = q * s + 4.67778589446e-1f;
+    p = p * s + 9.99999993605e-1f;
+    q = q * s + 1.0f;
     return v * p * reciprocal(q);
 }
 

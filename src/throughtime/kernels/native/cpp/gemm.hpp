@@ -3,7 +3,8 @@
 // B stands in panels of kWidth columns, for each panel its whole depth: (panel, depth / kUnit, kWidth, kUnit). A panel's
 // part of kBlockDepth steps fits the first cache, where all rows of A pass by it. A stands in one of two layouts:
 //   kRowMajor    (row, depth), rows `stride` apart: how activations stand in the time loop
-//   kInterleaved (tile, depth / kUnit, rows of the tile, kUnit): how a transposed matrix is packed without turning it
+//   kInterleaved (tile, depth / kUnit, rows of the tile, kUnit): how a transposed matrix is packed without turning it;
+//                and with kUnit = 1, how it stands in memory, if the steps of depth are as far apart as its rows
 // Every element of C is summed over depth in ascending order, in blocks of kBlockDepth, whatever the tiles and whichever
 // thread: the result does not depend on the number of threads.
 #pragma once
@@ -61,7 +62,7 @@ struct TileCall {
     using Packed = typename Format::Packed;
     Index units;         // depth / kUnit
     const Packed* a;     // first row's first unit
-    Index stride;        // between rows of A (kRowMajor)
+    Index stride;        // between rows of A (kRowMajor), or between its units of depth (kInterleaved)
     const Packed* b;     // first panel's first unit
     Index panel_stride;  // between panels of B
     Real* const* c;      // the tile's rows of C
@@ -132,7 +133,7 @@ void tile_kernel(const TileCall<Format>& call) {
 #pragma GCC unroll 16
             for (int i = 0; i < kPointers; ++i) rows[i] += kUnit;
         } else {
-            a += Rows * kUnit;
+            a += stride;
         }
     }
     if (call.columns == Vectors * kLanes<Real>) {
@@ -399,7 +400,8 @@ void multiply_block(Index begin, Index end, const SourceOfA& a, const Panels<For
         a.pack(begin, end, k0, k1, scratch);
         TileCall<Format> call{};
         call.units = ceil_divide(k1 - k0, Format::kUnit);
-        call.stride = kLayout == Layout::kRowMajor ? padded_stride<Format>(k1 - k0) : call.units * Format::kUnit;
+        const Index filled = call.units * Format::kUnit;
+        const Index row_stride = kLayout == Layout::kRowMajor ? padded_stride<Format>(k1 - k0) : filled;
         call.panel_stride = b.panel_size();
         call.add = add || k0 > 0;
         for (Index group = 0; group < b.groups; ++group) {
@@ -416,10 +418,12 @@ void multiply_block(Index begin, Index end, const SourceOfA& a, const Panels<For
                     p + now < columns.last ? panel + now : (group + 1) * b.group_panels() + columns.first;
                 const auto* next = more ? b.panel(following) + k0 * kWidth<Format> : nullptr;
                 for (Index tile = 0; tile < tiles.count; ++tile) {
-                    call.a = scratch + tile_offset<Format, kLayout>(tiles, tile, call.stride);
+                    const int height = tiles.height(tile);
+                    call.a = scratch + tile_offset<Format, kLayout>(tiles, tile, row_stride);
+                    call.stride = kLayout == Layout::kRowMajor ? row_stride : height * Format::kUnit;
                     call.c = c.data() + tiles.begin(tile);
                     look_ahead(call, next, tile, tiles.count);
-                    multiply_tile<Format, kLayout>(tiles.height(tile), call, now, last_columns);
+                    multiply_tile<Format, kLayout>(height, call, now, last_columns);
                 }
             }
         }

@@ -92,12 +92,12 @@ class DenormalsAreZero {
 };
 
 #if defined(__AVX512F__)
-// 1 / v to about one unit in the last place: an estimate of 14 bits and one step of Newton's method, a quarter of the
-// time of a division. v must be neither zero, denormal nor infinite.
+// 1 / v to about one unit in the last place: an estimate of 14 bits and one step of Newton's method, after which 28 are
+// right, a quarter of the time of a division. v must be neither zero, denormal nor infinite.
 inline __m512 reciprocal(__m512 v) {
     const __m512 estimate = _mm512_rcp14_ps(v);
     const __m512 error = _mm512_fnmadd_ps(v, estimate, _mm512_set1_ps(1.0f));
-    return _mm512_fmadd_ps(_mm512_fmadd_ps(error, error, error), estimate, estimate);
+    return _mm512_fmadd_ps(error, estimate, estimate);
 }
 #endif
 

@@ -4,7 +4,8 @@ All compute the same losses and gradients: with teacher forcing, y(t-1) is known
 medians of forward and backward together, and their ratios: over the design's own loop on the engine told, which can see
 its outputs too, and, for tanh units, over the plainest loop that one would write in PyTorch, which cannot.
 
-    python benchmarks/output_recurrent.py [--rounds 5] [--steps 1000] [--hidden 512] [--batch 32] [--cells rnn gru]
+    python benchmarks/output_recurrent.py [--rounds 5] [--steps 1000] [--hidden 512] [--batch 32] [--size 32]
+        [--cells rnn gru]
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from torch.nn import functional
 import throughtime as tt
 from throughtime.models.feedback import FeedbackCell
 
-SIZE = 32
-
 
 def seconds(model: tt.models.OutputRecurrent, x: Tensor, y: Tensor, own: Tensor | None) -> float:
     model.zero_grad()
@@ -35,7 +34,8 @@ def plain_seconds(model: tt.models.OutputRecurrent, x: Tensor, y: Tensor) -> flo
     weights, readout = model.recurrent.step_equations()[0].weights, model.readout
     model.zero_grad()
     begin = time.perf_counter()
-    bias, fed, total = weights.bias_ih + weights.bias_hh, torch.zeros(x.shape[1], SIZE), x.new_zeros(())
+    bias, size = weights.bias_ih + weights.bias_hh, len(readout.bias_ho)
+    fed, total = torch.zeros(x.shape[1], size), x.new_zeros(())
     for t in range(len(x)):
         h = torch.tanh(functional.linear(torch.cat([x[t], fed], -1), weights.weight_ih, bias))
         o = functional.linear(h, readout.weight_ho, readout.bias_ho)
@@ -43,7 +43,7 @@ def plain_seconds(model: tt.models.OutputRecurrent, x: Tensor, y: Tensor) -> flo
             total, fed = total + functional.mse_loss(o, y[t], reduction="sum") / 2, y[t]
         else:
             total = total + functional.cross_entropy(o, y[t], reduction="sum")
-            fed = functional.one_hot(y[t], SIZE).float()
+            fed = functional.one_hot(y[t], size).float()
     total.backward()
     return time.perf_counter() - begin
 
@@ -54,16 +54,16 @@ def gradients(model: tt.models.OutputRecurrent) -> Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("rounds", 5), ("steps", 1000), ("hidden", 512), ("batch", 32)):
+    for name, value in (("rounds", 5), ("steps", 1000), ("hidden", 512), ("batch", 32), ("size", 32)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--cells", nargs="+", default=["rnn"])
     parser.add_argument("--outputs", nargs="+", default=["categorical", "gaussian"])
     sizes = parser.parse_args()
     torch.manual_seed(0)
-    x = torch.randn(sizes.steps, sizes.batch, SIZE)
-    categories, numbers = torch.randint(SIZE, (sizes.steps, sizes.batch)), torch.randn(sizes.steps, sizes.batch, SIZE)
+    x, numbers = (torch.randn(sizes.steps, sizes.batch, sizes.size) for _ in range(2))
+    categories = torch.randint(sizes.size, (sizes.steps, sizes.batch))
     never = torch.zeros(sizes.steps, sizes.batch, dtype=torch.bool)
-    print(f"T = {sizes.steps}, B = {sizes.batch}, H = {sizes.hidden}, I = O = {SIZE}, float32, "
+    print(f"T = {sizes.steps}, B = {sizes.batch}, H = {sizes.hidden}, I = O = {sizes.size}, float32, "
           f"{torch.get_num_threads()} threads, forward + backward, medians of {sizes.rounds}")  # fmt: skip
     columns = ("cell", "outputs", "loop engine", "at once s", "step by step s", "ratio", "plain s", "ratio")
     print(*(f"{name:>{width}}" for name, width in zip(columns, (5, 12, 12, 10, 15, 6, 8, 6), strict=True)))
@@ -71,7 +71,7 @@ def main() -> None:
         for output in sizes.outputs:
             torch.manual_seed(1)
             model = tt.models.OutputRecurrent(
-                input_size=SIZE, output_size=SIZE, hidden_size=sizes.hidden, cell=cell, output=output
+                input_size=sizes.size, output_size=sizes.size, hidden_size=sizes.hidden, cell=cell, output=output
             )
             y = categories if output == "categorical" else numbers
             loop = FeedbackCell(model, sampled=False)

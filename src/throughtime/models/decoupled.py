@@ -137,21 +137,30 @@ def taught_losses(
     or where the gradient is to be differentiated itself, all is computed once more, by `otherwise`: the same losses
     from U, b, V and c by differentiable operations.
     """
-    losses: Tensor = _TaughtLosses.apply(x, targets, inside, otherwise, U, b, V, c)  # type: ignore[no-untyped-call]
+    wanted = torch.is_grad_enabled() and any(weight.requires_grad for weight in (U, b, V, c))
+    losses: Tensor = _TaughtLosses.apply(  # type: ignore[no-untyped-call]
+        x, targets, inside, otherwise, wanted, U, b, V, c
+    )
     return losses
 
 
 class _TaughtLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, targets: Tensor, inside: Tensor | None, otherwise: Callable[..., Tensor], *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        targets: Tensor,
+        inside: Tensor | None,
+        otherwise: Callable[..., Tensor],
+        wanted: bool,
+        *weights: Tensor,
     ) -> Tensor:
         losses, gradients = native.losses(
             native.Rows(x.flatten(0, 1), *weights),
             targets.flatten(0, 1),
             None if inside is None else inside.flatten(),
             batch=x.shape[1],
-            with_gradients=any(ctx.needs_input_grad),
+            with_gradients=wanted,
         )
         ctx.inside, ctx.otherwise = inside, otherwise
         ctx.save_for_backward(*weights, *gradients)
@@ -161,12 +170,12 @@ class _TaughtLosses(torch.autograd.Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         weights, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if not torch.is_grad_enabled() and (scale := _the_same(d, ctx.inside)) is not None:
-            return (None,) * 4 + tuple(gradient * scale for gradient in gradients)
+            return (None,) * 5 + tuple(gradient * scale for gradient in gradients)
         with torch.enable_grad():
             losses = ctx.otherwise(*weights)
         wanted = [weight for weight in weights if weight.requires_grad]
         found = iter(torch.autograd.grad(losses, wanted, d, create_graph=torch.is_grad_enabled(), allow_unused=True))
-        return (None,) * 4 + tuple(next(found) if weight.requires_grad else None for weight in weights)
+        return (None,) * 5 + tuple(next(found) if weight.requires_grad else None for weight in weights)
 
 
 def _the_same(d: Tensor, inside: Tensor | None) -> Tensor | None:

@@ -92,3 +92,79 @@ def test_what_it_does_not_take() -> None:
 def test_the_gradient_is_differentiable_itself() -> None:
     leaves = [tensor.requires_grad_() for tensor in some(3, 2, 3, 2)]
     assert torch.autograd.gradgradcheck(lambda *given: tanh_and_readout(*given, engine="native")[0], leaves)
+
+
+def plain_losses(rows: Rows, targets: Tensor, inside: Tensor, batch: int) -> Tensor:
+    """The same losses by their equations."""
+    x, U, b, V, c = rows
+    fed = torch.nn.functional.one_hot(targets, len(c)).to(x) if targets.dtype == torch.int64 else targets
+    fed = torch.cat([torch.zeros_like(fed[:batch]), fed[:-batch]])
+    o = torch.tanh(torch.cat([x, fed], -1) @ U.mT + b) @ V.mT + c
+    if targets.dtype == torch.int64:
+        nats = torch.nn.functional.cross_entropy(o, targets, reduction="none")
+    else:
+        nats = -torch.distributions.Normal(o, 1).log_prob(targets).sum(-1)
+    return torch.where(inside, nats, 0)
+
+
+def taught(
+    sizes: tuple[int, int, int, int], *, kind: str, ragged: bool, batch: int
+) -> tuple[Rows, Tensor, Tensor | None]:
+    """Rows, whose U reads targets too, the targets, and which rows count."""
+    count, _, _, outputs = sizes
+    rows = some(count, sizes[1] + outputs, *sizes[2:])
+    rows = rows._replace(x=rows.x[:, : sizes[1]].contiguous())
+    generator = torch.Generator().manual_seed(count + batch)
+    categories = torch.randint(outputs, (count,), generator=generator)
+    numbers = torch.randn(count, outputs, generator=generator, dtype=torch.float64)
+    inside = torch.rand(count, generator=generator) < 0.7
+    return rows, categories if kind == "categories" else numbers, inside if ragged else None
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("kind", ["categories", "numbers"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_losses_follow_the_equations(isa: str, sizes: tuple[int, int, int, int], kind: str, ragged: bool) -> None:
+    for batch in {1, min(4, sizes[0])}:
+        rows, targets, inside = taught(sizes, kind=kind, ragged=ragged, batch=batch)
+        leaves = Rows(*(tensor.clone().requires_grad_() for tensor in rows))
+        counted = torch.ones(sizes[0], dtype=torch.bool) if inside is None else inside
+        expected = plain_losses(leaves, targets, counted, batch)
+        gradients = torch.autograd.grad(expected.sum(), leaves[1:])
+        for dtype, close in ((torch.float64, 1e-12), (torch.float32, 4e-5)):
+            given = Rows(*(tensor.to(dtype) for tensor in rows))
+            of_type = targets if kind == "categories" else targets.to(dtype)
+            nats, found = decoupled.losses(given, of_type, inside, batch=batch, with_gradients=True)
+            torch.testing.assert_close(nats.double(), expected, rtol=close, atol=close)
+            for one, other in zip(found, gradients, strict=True):
+                largest = max(1.0, float(other.abs().max()))
+                torch.testing.assert_close(one.double(), other, rtol=close, atol=close * largest)
+            alone, nothing = decoupled.losses(given, of_type, inside, batch=batch, with_gradients=False)
+            assert torch.equal(alone, nats)
+            assert nothing == ()
+
+
+def test_losses_do_not_depend_on_threads(isa: str, threads: Callable[[int], None]) -> None:
+    rows, targets, inside = taught((3000, 20, 70, 9), kind="categories", ragged=True, batch=30)
+    given = Rows(*(tensor.float() for tensor in rows))
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        nats, found = decoupled.losses(given, targets, inside, batch=30, with_gradients=True)
+        results.append([nats, *found])
+    for other in results[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(results[0], other, strict=True))
+
+
+def test_no_row_counts(isa: str) -> None:
+    rows, targets, _ = taught((5, 3, 17, 2), kind="categories", ragged=False, batch=1)
+    none = torch.zeros(5, dtype=torch.bool)
+    nats, found = decoupled.losses(rows, targets, none, batch=1, with_gradients=True)
+    assert not nats.any()
+    assert not any(gradient.any() for gradient in found)
+
+
+def test_outputs_that_are_no_numbers_have_losses_that_are_none() -> None:
+    rows, targets, _ = taught((5, 3, 17, 4), kind="categories", ragged=False, batch=1)
+    rows.readout[2, 3] = float("nan")
+    assert decoupled.losses(rows, targets, None, batch=1, with_gradients=False)[0].isnan().all()

@@ -42,14 +42,19 @@ def test_phrases_are_tuples_and_a_search_a_value() -> None:
         (
             {"length_penalty": -1.0, "coverage_penalty": math.inf, "minimum_length": -2, "no_repeat_ngram": -1},
             "length_penalty must be a number >= 0 (0: off), got -1.0; coverage_penalty must be a number >= 0 (0: off), "
-            "got inf; minimum_length must be a number of tokens >= 0, got -2; no_repeat_ngram must be a number of "
-            "tokens >= 0 (0: off), got -1",
+            "got inf; minimum_length must be a whole number of tokens >= 0, got -2; no_repeat_ngram must be a whole "
+            "number of tokens >= 0 (0: off), got -1",
+        ),
+        (
+            {"minimum_length": 1.5, "no_repeat_ngram": True, "groups": 2.0, "prefix": [1, 1]},
+            "minimum_length must be a whole number of tokens >= 0, got 1.5; no_repeat_ngram must be a whole number of "
+            "tokens >= 0 (0: off), got True; groups must be a whole number of groups >= 1, got 2.0",
         ),
         (
             {"groups": 0, "diversity": -0.5, "banned": [[]], "required": [(1,), ()]},
-            "groups must be a number of groups >= 1, got 0; diversity must be a number >= 0 (0: off), got -0.5; banned "
-            "must be tokens, or phrases of at least one, got ((),); required must be tokens, or phrases of at least "
-            "one, got ((1,), ())",
+            "groups must be a whole number of groups >= 1, got 0; diversity must be a number >= 0 (0: off), got -0.5; "
+            "banned must be tokens, or phrases of at least one, got ((),); required must be tokens, or phrases of at "
+            "least one, got ((1,), ())",
         ),
         (
             {"banned": [(1, 2)], "required": [(1, 2), (0, 1, 2), (2, 1)]},

@@ -192,6 +192,14 @@ def test_tokens_must_be_time_by_batch() -> None:
         model_of()(torch.zeros(5, 2, dtype=torch.int32))
 
 
+@pytest.mark.parametrize("token", [-1, 7])
+def test_tokens_must_be_of_the_vocabulary(token: int) -> None:
+    model = model_of(vocabulary_size=7)
+    text = rf"LanguageModel: tokens must be in 0..6, its vocabulary, got {min(token, 3)}..{max(token, 3)}; encode the"
+    with pytest.raises(ShapeError, match=text):
+        model(torch.tensor([[3], [token]]))
+
+
 def test_forget_gates_begin_open() -> None:
     model = LanguageModel(vocabulary_size=V, hidden_size=[6, 5], num_layers=2)
     for layer, size in enumerate([6, 5]):

@@ -81,9 +81,9 @@ class Search:
         ranges = {
             "length_penalty": (0 <= self.length_penalty < math.inf, "a number >= 0 (0: off)"),
             "coverage_penalty": (0 <= self.coverage_penalty < math.inf, "a number >= 0 (0: off)"),
-            "minimum_length": (self.minimum_length >= 0, "a number of tokens >= 0"),
-            "no_repeat_ngram": (self.no_repeat_ngram >= 0, "a number of tokens >= 0 (0: off)"),
-            "groups": (self.groups >= 1, "a number of groups >= 1"),
+            "minimum_length": (_counts(self.minimum_length, 0), "a whole number of tokens >= 0"),
+            "no_repeat_ngram": (_counts(self.no_repeat_ngram, 0), "a whole number of tokens >= 0 (0: off)"),
+            "groups": (_counts(self.groups, 1), "a whole number of groups >= 1"),
             "diversity": (0 <= self.diversity < math.inf, "a number >= 0 (0: off)"),
             "banned": (() not in self.banned, "tokens, or phrases of at least one"),
             "required": (() not in self.required, "tokens, or phrases of at least one"),
@@ -98,7 +98,7 @@ class Search:
         """What is asked for and forbidden at once."""
         wanted = [("required", phrase) for phrase in cast("tuple[Phrase, ...]", self.required)]
         wanted += [("prefix", phrase) for phrase in dict.fromkeys(self.prefixes(1))]
-        faults, size = [], self.no_repeat_ngram
+        faults, size = [], self.no_repeat_ngram if _counts(self.no_repeat_ngram, 0) else 0
         for name, phrase in wanted:
             faults += [
                 f"{name} {list(phrase)} holds {list(banned)}, which is banned; leave one of them out"
@@ -143,10 +143,18 @@ def impossible(search: Search, *, vocabulary: int, length: int, width: int, rows
 
 def fault_of_number(name: str, value: Any, least: int) -> str | None:
     """What is wrong with a number of things, of which there must be `least`; None where nothing is."""
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole:
+    if not _is_whole(value):
         return f"{name} must be a whole number, got {value!r}"
     return None if value >= least else f"{name} must be >= {least}, got {value}"
+
+
+def _counts(value: Any, least: int) -> bool:
+    """Whether it is a number of things, `least` or more."""
+    return _is_whole(value) and value >= least
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _crowded(search: Search, prefixes: Sequence[Phrase], length: int) -> list[str]:

@@ -146,7 +146,7 @@ class LanguageModel(Model):
             lengths: the number of steps of each sequence.
 
         Raises:
-            ShapeError: tokens are not (T, B), or targets are of another shape.
+            ShapeError: tokens are not (T, B) or, on the CPU, not of the vocabulary, or targets are of another shape.
         """
         h, after = self._hidden(tokens, state, resets=resets, lengths=lengths)
         if targets is None:
@@ -166,7 +166,13 @@ class LanguageModel(Model):
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """The tokens' embeddings; in training some token types are dropped everywhere (Gal & Ghahramani 2016)."""
-        x: Tensor = self.embedding(tokens)
+        try:
+            x: Tensor = self.embedding(tokens)
+        except IndexError:
+            raise ShapeError(
+                f"LanguageModel: tokens must be in 0..{self.vocabulary_size - 1}, its vocabulary, got "
+                f"{int(tokens.min())}..{int(tokens.max())}; encode the text with the model's own tokenizer"
+            ) from None
         if not self.training or not self.embedding_dropout:
             return x
         kept = torch.rand(self.vocabulary_size, device=tokens.device) >= self.embedding_dropout

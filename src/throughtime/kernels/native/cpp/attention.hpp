@@ -107,9 +107,12 @@ class PackedAttention {
         run_together(members, [&](const Member& member) {
             const auto share = [&](Index count, Index i) { return count * i / member.count; };
             operand.take(member, call.rows(), units(), [&](Index i) { return call.h + i * units(); });
-            Desk desk{scores + member.index * kMostQueries * own, own, places + member.index * call.positions, 0};
-            for (Index g = share(call.sources, member.index); g < share(call.sources, member.index + 1); ++g)
+            Desk desk{scores + member.index * kMostQueries * own, own, places + member.index * call.positions, 0, nullptr};
+            const Index end = share(call.sources, member.index + 1);
+            for (Index g = share(call.sources, member.index); g < end; ++g) {
+                desk.next_keys = g + 1 < end ? call.keys + (g + 1) * call.positions * call.units : nullptr;
                 look(call, g, desk);
+            }
             member.wait();
             each_share(member, columns_.blocks(), call.rows(), [&](Index block, Index first, Index last) {
                 columns_.each_row(operand, block, first, last, scratch + member.index * ManyColumns::scratch_size(),
@@ -130,6 +133,7 @@ class PackedAttention {
         Index stride;
         Index* places;
         Index count;
+        const float* next_keys;  // of the source that follows, null for none
     };
 
     void look(const AttentionCall& call, Index g, Desk& desk) const {
@@ -231,6 +235,9 @@ class PackedAttention {
         Vector<float> sums[Queries][Vectors] = {};
         for (Index i = 0; i < desk.count; ++i) {
             const float* from = values + desk.places[i] * call.units + u;
+            if (desk.next_keys)
+                for (int v = 0; v < Vectors; ++v)
+                    __builtin_prefetch(desk.next_keys + i * call.units + u + v * kBlock, 0, 2);
             Vector<float> of_values[Vectors];
 #pragma GCC unroll 8
             for (int v = 0; v < Vectors; ++v)

@@ -3,8 +3,8 @@
 //
 // The hidden units of all rows are far more than a cache holds. Rows go through in blocks that stay in it, from the first
 // product to the last: of a block, the units of one panel are made, put into the first cache, and read from there by the
-// next product. So its gradients are computed in the same pass, where the loss is known to it; where only o's gradients
-// are given, h is computed once more, in less time than memory takes to keep it.
+// next product. Its gradients are computed in the same pass where the loss is known to it; where only o's gradients are
+// given, h is computed once more, which takes about as long as reading it again, and no memory.
 //
 // Blocks belong to segments, as many whatever the threads, each with sums of its own: a result does not depend on the
 // number of threads.
@@ -306,7 +306,8 @@ class Decoupled {
             block.each_tile([&](Index t, int height) {
                 Real* const h = hidden + t * kColumns;
                 const Index* const entry = block.entry.data() + t;
-                each_sum(block.given + t * block.stride, block.stride, height, into_, p, [=](Index r, int j, Vector<Real> sums) {
+                const Real* const given = block.given + t * block.stride;
+                each_sum(given, block.stride, height, into_, p, [=](Index r, int j, Vector<Real> sums) {
                     const Real* start = table + entry[r] * kColumns + j;
                     store(h + r * kColumns + j, tangent(sums + load(start)));
                 });

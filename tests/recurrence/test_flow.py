@@ -311,8 +311,10 @@ def test_what_cannot_be_measured_is_said() -> None:
         flow(layer, inputs, at=[7])
     with pytest.raises(UsageError, match=r"1 or more, or steps t within 0..6, got 0"):
         flow(layer, inputs, at=0)
-    with pytest.raises(UsageError, match=r"max_lag must lie in 0..4, the last t that is sampled, got 5"):
+    with pytest.raises(UsageError, match=r"longest lag \(max_lag, --lags\) must lie in 0..4, the last t .*, got 5"):
         flow(layer, inputs, at=[4], max_lag=5)
+    with pytest.raises(UsageError, match=r"\(jacobians, --jacobians\) must lie in 0..5, the units of .* layer, got 6"):
+        flow(layer, inputs, at=[4], jacobians=6)
     (link, _) = links(layer, inputs)
     with pytest.raises(UsageError, match=r"block must be one of \('h', 'c', 'state'\), got 'x'"):
         singular_values(link, torch.tensor([3]), [1], 1, block="x", generator=torch.Generator())

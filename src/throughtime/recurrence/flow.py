@@ -256,12 +256,21 @@ def measure(
     """The flow through the links of a layer, given ∂L(t)/∂(outputs at t) of every t; see `flow`.
 
     Raises:
-        UsageError: t or lags out of range.
+        UsageError: t, lags or jacobians out of range.
     """
     times = _times(at, len(d_outputs)).to(d_outputs.device)
     longest = int(times[-1]) if max_lag is None else max_lag
     if not 0 <= longest <= int(times[-1]):
-        raise UsageError(f"flow: max_lag must lie in 0..{int(times[-1])}, the last t that is sampled, got {max_lag}")
+        raise UsageError(
+            f"flow: the longest lag (max_lag, --lags) must lie in 0..{int(times[-1])}, the last t that is sampled, got "
+            f"{max_lag}"
+        )
+    units = min(link.before[0].shape[-1] for link in chain)
+    if not 0 <= jacobians <= units:
+        raise UsageError(
+            f"flow: singular values to find (jacobians, --jacobians) must lie in 0..{units}, the units of the smallest "
+            f"layer, got {jacobians}"
+        )
     norms = _norms(chain, d_outputs, times, longest, residual=getattr(layer, "residual", False))
     lags = _doubling(longest) if jacobians else []
     layers = []

@@ -56,6 +56,15 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that a test starts run without coverage, for those that are sent a signal.
+
+    An exception that a signal raises in the midst of coverage's tracer leaves its lock taken: they would hang.
+    """
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test session prepares texts in a cache of its own, never in the user's."""

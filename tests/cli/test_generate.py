@@ -117,6 +117,7 @@ def started(run: Path, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_text_appears_as_it_is_made_and_an_interrupt_ends_it_cleanly(tiny_run: Path) -> None:
     process = started(tiny_run, "--length", 10**9)
     assert process.stdout is not None

@@ -189,6 +189,7 @@ print("done")
 """)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_an_interrupt_in_the_middle_of_a_long_call() -> None:
     check("""
 def interrupt():
@@ -210,6 +211,7 @@ print("done")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.usefixtures("unmeasured")
 def test_an_interrupt_that_nobody_catches_ends_the_process() -> None:
     result = run("""
 threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
+
+from throughtime.decoding import beam
+from throughtime.kernels.native import library
+
+
+@pytest.fixture(scope="module", params=["native", "torch"])
+def bookkeeping(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways in which a beam is kept, one after the other; the second is the one of a machine without compiler."""
+    if request.param == "native":
+        if reason := library.missing_reason():
+            pytest.skip(reason)
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(beam, "library", SimpleNamespace(missing_reason=lambda: "switched off"))
+        yield
 
 
 class FixedModel:

@@ -17,6 +17,8 @@ import throughtime as tt
 from throughtime.decoding import BernoulliHalt, EndSymbol, PredictedLength, beam_search, given, greedy
 from throughtime.errors import ConfigError, DivergedError, ShapeError
 
+pytestmark = pytest.mark.usefixtures("bookkeeping")
+
 RULES = {"end_symbol": EndSymbol(), "bernoulli_halt": BernoulliHalt(), "predicted_length": PredictedLength()}
 TIGHT: dict[str, float] = {"rtol": 1e-10, "atol": 1e-10}
 

@@ -20,6 +20,8 @@ from throughtime.decoding.beam import Hypotheses, Search, beam_search
 from throughtime.decoding.hypotheses import Chains
 from throughtime.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("bookkeeping")
+
 TIGHT: dict[str, float] = {"rtol": 1e-10, "atol": 1e-10}
 PLACES = (3, 1, 2)  # of the sources
 
@@ -244,6 +246,8 @@ def test_stopping_early_loses_nothing(search: Search, pairs: int, n_best: int, l
     found = beam_search(model, **keys)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(beam, "unsettled", lambda scores, *_: torch.ones(len(scores), dtype=torch.bool))
+        natively = beam.lengthen
+        patch.setattr(beam, "lengthen", lambda *given, **more: natively(*given, **more)._replace(going=None))
         equal(found, beam_search(endless, **keys))
     assert len(endless.fed) == length
     assert sum(model.fed) <= sum(endless.fed)
@@ -296,15 +300,25 @@ def test_nothing_that_was_whole_is_lost(search: Search, pairs: int, n_best: int)
     """However it came about, the N best are those of all whole sequences that the search ever saw."""
     assume(search.groups == 1)  # groups see the same sequence several times
     seen: dict[int, list[float]] = {row: [] for row in range(3)}
-    kept = Chains.end
+    kept, natively = Chains.end, beam._Beam._lengthened_natively
 
-    def spy(chains: Chains, ranking: Tensor, steps: int) -> None:
+    def see(chains: Chains, ranking: Tensor) -> None:
         for row, values in zip(chains.rows.tolist(), ranking.tolist(), strict=True):
             seen[row] += values
+
+    def spy(chains: Chains, ranking: Tensor, steps: int) -> None:
+        see(chains, ranking)
         kept(chains, ranking, steps)
+
+    def spy_natively(self: beam._Beam, following: beam.Ranked) -> Any:
+        if self._may_end() and following.of_end is not None:
+            ended = self.scores + following.of_end.view_as(self.scores)
+            see(self.chains, ended / self.task.penalty(self._step + 1))
+        return natively(self, following)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Chains, "end", spy)
+        patch.setattr(beam._Beam, "_lengthened_natively", spy_natively)
         found = beam_search(Translator(5), length=7, width=2 * pairs, n_best=n_best, stop=EndSymbol(), search=search)
     for row in range(3):
         best = sorted([*seen[row], *[-math.inf] * n_best], reverse=True)[:n_best]

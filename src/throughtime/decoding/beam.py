@@ -36,6 +36,8 @@ from throughtime.decoding.scoring import coverage_penalty, length_penalty, unset
 from throughtime.decoding.search import Search, fault_of_number, impossible
 from throughtime.decoding.stop import StopRule, end_of
 from throughtime.errors import ConfigError
+from throughtime.kernels.native import library
+from throughtime.kernels.native.beam import Lengthened, Penalties, lengthen
 from throughtime.layers.modes import in_evaluation_mode
 
 __all__ = ["Hypotheses", "Search", "beam_search"]
@@ -171,6 +173,8 @@ class _Beam:
         self._written = torch.zeros(rows, 1, 0, dtype=torch.int64, device=device) if self._constraints else None
         self._progress = self._required.begin(rows) if self._required else None
         self._coverage: Tensor | None = None
+        plain = search.groups == 1 and self._required is None and not search.coverage_penalty
+        self._is_plain = plain and device.type == "cpu" and library.missing_reason() is None
         if not task.steps:
             self.chains.end(self.scores, 0)
 
@@ -223,35 +227,66 @@ class _Beam:
             DivergedError: log-probabilities that are no numbers.
             ConfigError: a coverage penalty, and no attention.
         """
-        shape = self.scores.shape
-        log_p, ids = following.log_p.reshape(*shape, -1), following.ids.reshape(*shape, -1)  # (B, K, k)
-        of_end = None if following.of_end is None else following.of_end.reshape(shape)  # (B, K)
         attention = self._look(model, following.state)
-        if self._required is not None:
-            self._check(model, log_p)  # a bank could leave it out
-        if of_end is not None and self._step >= self.task.silent + self.task.search.minimum_length:
-            self._keep(self.scores + of_end, self._step)
-        progress = self._progress_after(ids)  # (B, K, k, P)
-        best = self._choice(self.scores[..., None] + log_p, ids, progress)  # (B, K'), of K·k
-        parents = best // ids.shape[-1]
-        tokens, added = ids.flatten(1).gather(1, best), log_p.flatten(1).gather(1, best)
-        self.chains.add(Frame(parents, tokens, added, of_end, attention))
-        self.scores = self.scores.gather(1, parents) + added
-        self._take(parents, tokens)
-        self._progress = None if progress is None else _of_slots(progress.flatten(1, 2), best)
+        made = self._lengthened_natively(following) if self._is_plain else self._lengthened(model, following)
+        of_end = None if following.of_end is None else following.of_end.reshape(self.scores.shape)
+        self.chains.add(Frame(made.parents, made.tokens, made.log_p, of_end, attention))
+        self.scores = made.scores
+        self._take(made.parents, made.tokens)
         self._step += 1
         if self._step == self.task.steps:
             self._check(model, self.scores)
             # What has not ended is cut here.
             self._keep(self.scores, self._step)
-            return parents[:0, 0], tokens[:0, 0]
-        rows = torch.arange(0, shape[0] * shape[1], shape[1], device=parents.device)[:, None]
-        going = self._going()
-        if not going.all():
+            return made.origins[:0, 0], made.tokens[:0, 0]
+        origins, tokens = made.origins, made.tokens
+        if made.going is not None:
             self._check(model, self.scores)
-            stay = self._leave(~going)
-            rows, parents, tokens = rows[stay], parents[stay], tokens[stay]
-        return (parents + rows).flatten(), tokens.flatten()
+            stay = self._leave(~made.going)
+            origins, tokens = origins[stay], tokens[stay]
+        return origins.flatten(), tokens.flatten()
+
+    def _lengthened_natively(self, following: Ranked) -> Lengthened:
+        """What `_lengthened` says, where nothing counts but log p and the number of tokens."""
+        task, last = self.task, self._step + 1 == self.task.steps
+        of_end = None if following.of_end is None or not self._may_end() else following.of_end.double().contiguous()
+        penalties = Penalties(
+            of_ends=task.penalty(min(self._step + 1, task.steps)),
+            of_choice=task.penalty(task.steps) if last else 1.0,
+            greatest=task.penalty(task.steps),
+        )
+        return lengthen(
+            self.scores,
+            following.log_p.double().contiguous(),
+            following.ids.contiguous(),
+            min(task.kept(self._step), self.scores.shape[1] * following.ids.shape[1]),
+            self.chains.whole,
+            of_end=of_end,
+            first_end=self.chains.named(self._step),
+            penalties=penalties,
+        )
+
+    def _lengthened(self, model: Steppable, following: Ranked) -> Lengthened:
+        """Keep the sequences that end here, and choose which beginnings go on."""
+        shape = self.scores.shape
+        log_p, ids = following.log_p.reshape(*shape, -1), following.ids.reshape(*shape, -1)  # (B, K, k)
+        if self._required is not None:
+            self._check(model, log_p)  # a bank could leave it out
+        if following.of_end is not None and self._may_end():
+            self._keep(self.scores + following.of_end.reshape(shape), self._step)
+        progress = self._progress_after(ids)  # (B, K, k, P)
+        best = self._choice(self.scores[..., None] + log_p, ids, progress)  # (B, K'), of K·k
+        parents = best // ids.shape[-1]
+        tokens, added = ids.flatten(1).gather(1, best), log_p.flatten(1).gather(1, best)
+        scores = self.scores.gather(1, parents) + added
+        self._progress = None if progress is None else _of_slots(progress.flatten(1, 2), best)
+        rows = torch.arange(0, shape[0] * shape[1], shape[1], device=parents.device)[:, None]
+        going = self._going(scores)
+        return Lengthened(parents, tokens, added, scores, parents + rows, None if going.all() else going)
+
+    def _may_end(self) -> bool:
+        """Whether sequences are long enough to end here."""
+        return self._step >= self.task.silent + self.task.search.minimum_length
 
     @staticmethod
     def _check(model: Steppable, scores: Tensor) -> None:
@@ -325,9 +360,9 @@ class _Beam:
         elif self._written is not None:
             self._written = _of_slots(self._written, parents)
 
-    def _going(self) -> Bool[Tensor, " B"]:
-        """The rows in which something better can still come."""
-        going = unsettled(self.scores, self.chains.ranking[:, -1], self.task.penalty(self.task.steps))
+    def _going(self, scores: Float[Tensor, "B K"]) -> Bool[Tensor, " B"]:
+        """The rows in which beginnings with these log p can still come to something better."""
+        going = unsettled(scores, self.chains.whole.ranking[:, -1], self.task.penalty(self.task.steps))
         groups = self.task.search.groups
         if groups > 1:
             # What one group chooses counts for the others, as long as one of them goes on.

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from throughtime.kernels.native.beam import Whole
+
 # A sequence as one integer: step · _SLOTS + slot.
 _SLOTS = 2**32
 
@@ -56,16 +58,17 @@ class Frame(NamedTuple):
 class Chains:
     """Every frame so far, and the best whole sequences of each row. Rows that are settled leave.
 
-    rows: (B',) those still on their way. ranking: (B', N) of their best whole sequences, the best first, -inf where
-    there are fewer.
+    rows: (B',) those still on their way. whole: their N best whole sequences, each named by its steps and last slot.
     """
 
     def __init__(self, rows: int, n_best: int, device: torch.device) -> None:
         self.rows = torch.arange(rows, device=device)
-        self.ranking = torch.full((rows, n_best), -math.inf, dtype=torch.float64, device=device)
-        self._ends = torch.zeros(rows, n_best, dtype=torch.int64, device=device)
+        self.whole = Whole(
+            torch.full((rows, n_best), -math.inf, dtype=torch.float64, device=device),
+            torch.zeros(rows, n_best, dtype=torch.int64, device=device),
+        )
         # Of all rows, filled as they leave.
-        self._all_ranking, self._all_ends = self.ranking.clone(), self._ends.clone()
+        self._all = Whole(*(part.clone() for part in self.whole))
         self._frames: list[Frame] = []
         # Where in its frame each row is, by row; None where all are there.
         self._places: list[Tensor | None] = []
@@ -76,32 +79,38 @@ class Chains:
         self._frames.append(frame)
         self._places.append(self._place)
 
+    @staticmethod
+    def named(steps: int) -> int:
+        """What the sequence is called that is whole after so many steps from slot 0; from slot i, i more."""
+        return steps * _SLOTS
+
     def end(self, ranking: Float[Tensor, "B K"], steps: int) -> None:
         """Sequences that are whole after so many steps, from every slot; of equals, the earlier stays before."""
-        if not (ranking > self.ranking[:, -1:]).any():
+        if not (ranking > self.whole.ranking[:, -1:]).any():
             return
-        count = self.ranking.shape[1]
-        slots = torch.arange(steps * _SLOTS, steps * _SLOTS + ranking.shape[1], device=ranking.device)
-        ordered, order = torch.cat([self.ranking, ranking], 1).sort(dim=1, descending=True, stable=True)
-        self.ranking = ordered[:, :count]
-        self._ends = torch.cat([self._ends, slots.expand(len(ranking), -1)], 1).gather(1, order[:, :count])
+        count, first = self.whole.ranking.shape[1], self.named(steps)
+        names = torch.arange(first, first + ranking.shape[1], device=ranking.device).expand(len(ranking), -1)
+        ordered, order = torch.cat([self.whole.ranking, ranking], 1).sort(dim=1, descending=True, stable=True)
+        ends = torch.cat([self.whole.ends, names], 1).gather(1, order[:, :count])
+        self.whole = Whole(ordered[:, :count].contiguous(), ends)
 
     def leave(self, settled: Bool[Tensor, " B"]) -> Int[Tensor, " M"]:
         """These rows are done; which places of the others' frame stay."""
         done = self.rows[settled]
-        self._all_ranking[done], self._all_ends[done] = self.ranking[settled], self._ends[settled]
+        for part, own in zip(self._all, self.whole, strict=True):
+            part[done] = own[settled]
         stay = (~settled).nonzero()[:, 0]
-        self.rows, self.ranking, self._ends = self.rows[stay], self.ranking[stay], self._ends[stay]
+        self.rows, self.whole = self.rows[stay], Whole(*(part[stay] for part in self.whole))
         # A row that is gone is at place 0: nothing of it is read from later frames.
-        self._place = torch.zeros(len(self._all_ranking), dtype=torch.int64, device=stay.device)
+        self._place = torch.zeros(len(self._all.ranking), dtype=torch.int64, device=stay.device)
         self._place[self.rows] = torch.arange(len(stay), device=stay.device)
         return stay
 
     def followed(self, end: int | None, silent: int) -> Hypotheses:
         """The best sequences of every row, from their last tokens back to the first; `silent` steps are none."""
         self.leave(torch.ones_like(self.rows, dtype=torch.bool))
-        real = self._all_ranking > -math.inf  # (B, N)
-        steps = torch.where(real, self._all_ends // _SLOTS, -1)
+        real = self._all.ranking > -math.inf  # (B, N)
+        steps = torch.where(real, self._all.ends // _SLOTS, -1)
         slots = self._slots(steps)
         frames = list(zip(self._frames, self._places, strict=True))
         tokens = torch.empty(len(frames), *real.shape, dtype=torch.int64, device=real.device)  # (T, B, N)
@@ -116,7 +125,7 @@ class Chains:
             ended = steps == step
             if frame.of_end is not None and ended.any():
                 scores[step] += torch.where(ended, _at(frame.of_end, place, slots[step]), 0.0)
-        totals = torch.zeros_like(self._all_ranking)
+        totals = torch.zeros_like(self._all.ranking)
         for step_scores in scores:  # in the order in which the search has added them
             totals = totals + step_scores
         if len(scores) > silent:
@@ -125,7 +134,7 @@ class Chains:
             tokens[silent:],
             (steps - silent).clamp(min=0),
             totals.where(real, -math.inf),
-            self._all_ranking,
+            self._all.ranking,
             scores[silent:],
             self._attention(steps, slots, silent),
         )
@@ -135,7 +144,7 @@ class Chains:
         slots = [torch.zeros_like(steps)] * (len(self._frames) + 1)
         slot = slots[0]
         for step in reversed(range(len(slots))):
-            slot = slots[step] = torch.where(steps == step, self._all_ends % _SLOTS, slot)
+            slot = slots[step] = torch.where(steps == step, self._all.ends % _SLOTS, slot)
             if step:
                 slot = _at(self._frames[step - 1].parents, self._places[step - 1], slot)
         return slots

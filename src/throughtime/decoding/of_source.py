@@ -42,7 +42,7 @@ class Writing(NamedTuple):
     sources that some row has, in the order of the rows, `each` rows of every one; memory is theirs. lengths: the tokens
     of each row, where they are predicted (N,). layers: the states of the layers; row i goes on from their row
     `picked[i]` (N,), or from row i where that is None. fed: h̃(t-1) (N, H), where it is fed back. coverage: (N, S) or
-    None. weights: the attention of the last step (N, S); None without attention, or before it.
+    None. weights: the attention of the last step (M, S), picked as the states are; None without it, or before it.
     """
 
     read: int
@@ -50,7 +50,7 @@ class Writing(NamedTuple):
     present: Tensor
     each: int
     memory: Memory | None
-    lengths: Tensor
+    lengths: Tensor | None
     layers: list[Any]
     picked: Tensor | None
     fed: Tensor | None
@@ -118,8 +118,8 @@ class OfSource(nn.Module):
         summary, config = self._encoded.summary, self.model.config
         sources = torch.arange(batch_size, device=summary.device) % max(1, len(summary))
         fed = summary.new_zeros(batch_size, config.hidden_size) if config.input_feeding else None
-        lengths, layers = torch.full_like(sources, _ENDLESS), list(self._encoded.states)
-        begun = Writing(0, sources, sources[:0], 1, None, lengths, layers, sources, fed, None, None)
+        lengths = torch.full_like(sources, _ENDLESS) if self.silent_actions else None
+        begun = Writing(0, sources, sources[:0], 1, None, lengths, list(self._encoded.states), sources, fed, None, None)
         begun = self._with_memory(begun)
         if begun.memory is not None and config.coverage:
             begun = begun._replace(coverage=summary.new_zeros(batch_size, begun.memory.values.shape[1]))
@@ -188,18 +188,17 @@ class OfSource(nn.Module):
         sources = state.sources[indices]
         chosen = state._replace(
             sources=sources,
-            lengths=state.lengths[indices],
+            lengths=None if state.lengths is None else state.lengths[indices],
             picked=_picked(state)[indices],  # not the caller's indices, which may be of any kind, and change
             fed=None if state.fed is None else state.fed[indices],
             coverage=None if state.coverage is None else state.coverage[indices],
-            weights=None if state.weights is None else state.weights[indices],
         )
         # Mostly rows change places within their source.
         return chosen if torch.equal(sources, state.sources) else self._with_memory(chosen)
 
     def attention(self, state: Writing) -> Float[Tensor, "N S"] | None:
         """The weights with which the step that led to `state` looked at the source; None without attention."""
-        return state.weights
+        return state.weights if state.weights is None or state.picked is None else state.weights[state.picked]
 
     def source_mask(self, state: Writing) -> Bool[Tensor, "N S"] | None:
         """True at the positions of each row's source; None without attention."""
@@ -216,7 +215,7 @@ class OfSource(nn.Module):
         """What the decoder's layers read at step t."""
         config = self.model.config
         parts = [self.model.target_embedding(tokens.clamp(max=self.symbols - 1))]
-        if self.silent_actions:
+        if state.lengths is not None:
             parts.append(remaining(state.lengths - (t - 1), 1, config.max_length)[0].to(parts[0].dtype))
         if state.fed is not None:
             parts.append(state.fed)
@@ -266,6 +265,7 @@ class OfSource(nn.Module):
             log_p = functional.logsigmoid(-o[:, self.symbols :]) + log_p
             log_p[:, self.border_id] = functional.logsigmoid(o[:, self.symbols])
             return log_p
+        assert state.lengths is not None
         over = (state.read - self.silent_actions > state.lengths)[:, None]  # (N, 1)
         log_p = log_p.masked_fill(over, -math.inf)
         log_p[:, self.border_id] = torch.where(over[:, 0], 0.0, -math.inf).to(log_p.dtype)

@@ -14,6 +14,7 @@ void bind_loss(nanobind::module_& m);
 void bind_generation(nanobind::module_& m);
 void bind_ranking(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
+void bind_beam(nanobind::module_& m);
 void bind_custom(nanobind::module_& m);
 void bind_decoupled(nanobind::module_& m);
 

@@ -8,6 +8,7 @@ NB_MODULE(TT_MODULE_NAME, m) {
     throughtime::bind_generation(m);
     throughtime::bind_ranking(m);
     throughtime::bind_attention(m);
+    throughtime::bind_beam(m);
     throughtime::bind_custom(m);
     throughtime::bind_decoupled(m);
 }

@@ -7,6 +7,7 @@
 
 #include <limits>
 
+#include "best.hpp"
 #include "functions.hpp"
 #include "generation.hpp"
 #include "packing.hpp"
@@ -26,50 +27,11 @@ struct Ranking {
 struct Candidate {
     float logit;
     std::int32_t id;
-};
 
-inline bool is_better(Candidate a, Candidate b) { return a.logit > b.logit || (a.logit == b.logit && a.id < b.id); }
-
-// The best candidates of a row so far: in order where they are few, else a heap with the worst in front.
-class Best {
-  public:
-    Best(Candidate* candidates, Index count) : all_(candidates), count_(count) {}
-
-    void clear() const {
-        const Candidate none{-std::numeric_limits<float>::infinity(), std::numeric_limits<std::int32_t>::max()};
-        std::fill_n(all_, count_, none);
+    static constexpr Candidate none() {
+        return {-std::numeric_limits<float>::infinity(), std::numeric_limits<std::int32_t>::max()};
     }
-
-    Candidate worst() const { return all_[is_sorted() ? count_ - 1 : 0]; }
-
-    // Takes in a candidate that is better than the worst one, in whose place it comes.
-    void take(Candidate candidate) const {
-        if (!is_sorted()) {
-            std::pop_heap(all_, all_ + count_, is_better);
-            all_[count_ - 1] = candidate;
-            std::push_heap(all_, all_ + count_, is_better);
-            return;
-        }
-        Index place = count_ - 1;
-        for (; place > 0 && is_better(candidate, all_[place - 1]); --place) all_[place] = all_[place - 1];
-        all_[place] = candidate;
-    }
-
-    void merge(const Best& other) const {
-        for (Index i = 0; i < count_; ++i)
-            if (is_better(other.all_[i], worst())) take(other.all_[i]);
-    }
-
-    // To be called last.
-    void sort() const {
-        if (!is_sorted()) std::sort_heap(all_, all_ + count_, is_better);
-    }
-
-  private:
-    bool is_sorted() const { return count_ <= 64; }
-
-    Candidate* all_;
-    Index count_;
+    bool is_better(Candidate b) const { return logit > b.logit || (logit == b.logit && id < b.id); }
 };
 
 class Ranker {
@@ -107,16 +69,19 @@ class Ranker {
         for (int j = 0; j < count; j += kBlock) sums += exponential(load(logits + j) - highest);
         parts_[block * ranking_.rows + row] = {highest, fold<float>(sums, [](auto a, auto b) { return a + b; })};
         const Index end = ranking_.end - block * kColumns;
-        if (ranking_.end >= 0 && end >= 0 && end < count) at_end_[row] = logits[end];
-        const Best found = best(member.index, row);
+        const bool has_end = ranking_.end >= 0 && end >= 0 && end < count;
+        if (has_end) at_end_[row] = logits[end];
+        const Best<Candidate> found = best(member.index, row);
         Candidate worst = found.worst();
         if (highest < worst.logit) return;
+        float least = std::max(worst.logit, least_of_best(most, highest, ranking_.count + has_end));
         for (int j = 0; j < count; ++j) {
-            if (!(logits[j] >= worst.logit)) continue;
+            if (!(logits[j] >= least)) continue;
             const Candidate candidate{logits[j], static_cast<std::int32_t>(block * kColumns + j)};
-            if (candidate.id == ranking_.end || !is_better(candidate, worst)) continue;
+            if (candidate.id == ranking_.end || !candidate.is_better(worst)) continue;
             found.take(candidate);
             worst = found.worst();
+            least = std::max(least, worst.logit);
         }
     }
 
@@ -126,13 +91,25 @@ class Ranker {
         float highest, sum;
     };
 
-    Best best(Index member, Index row) const {
+    // A logit that the `count`-th best of a block is not below, from the highest one of each lane: most others need not
+    // be looked at. Equal lanes count as one, which can only lower it.
+    static float least_of_best(Vector<float> most, float highest, Index count) {
+        const Vector<float> none = Vector<float>{} - std::numeric_limits<float>::infinity();
+        if (count > kBlock) return none[0];
+        for (Index i = 1; i < count; ++i) {
+            most = select<float>(most >= highest, none, most);
+            highest = fold<float>(most, greater<float>);
+        }
+        return highest;
+    }
+
+    Best<Candidate> best(Index member, Index row) const {
         return {candidates_ + (member * ranking_.rows + row) * ranking_.count, ranking_.count};
     }
 
     void finish(Index row, Index members) const {
         const Normaliser normaliser = normaliser_of(row);
-        const Best found = best(0, row);
+        const Best<Candidate> found = best(0, row);
         for (Index member = 1; member < members; ++member) found.merge(best(member, row));
         found.sort();
         const Candidate* candidates = candidates_ + row * ranking_.count;

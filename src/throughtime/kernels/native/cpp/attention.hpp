@@ -98,15 +98,14 @@ class PackedAttention {
                             static_cast<Index>(sizeof(float));
         const int members = worthwhile(bytes, threads);
         Buffers memory;
-        const ManyRows operand{memory.take<float>(call.rows() * ManyRows::stride_of(units())),
-                               ManyRows::stride_of(units())};
+        float* copy = ManyRows::compete(units()) ? memory.take<float>(ManyRows::copy_size(call.rows(), units())) : nullptr;
         const Index own = round_up(call.positions, kBlock);
         float* scores = memory.take<float>(members * kMostQueries * own);
         Index* places = memory.take<Index>(members * call.positions);
         float* scratch = memory.take<float>(members * ManyColumns::scratch_size());
         run_together(members, [&](const Member& member) {
             const auto share = [&](Index count, Index i) { return count * i / member.count; };
-            operand.take(member, call.rows(), units(), [&](Index i) { return call.h + i * units(); });
+            const ManyRows operand = ManyRows::standing(member, call.h, units(), call.rows(), units(), copy);
             Desk desk{scores + member.index * kMostQueries * own, own, places + member.index * call.positions, 0, nullptr};
             const Index end = share(call.sources, member.index + 1);
             for (Index g = share(call.sources, member.index); g < end; ++g) {

@@ -36,16 +36,28 @@ float* values_of(const PackedMatrix<Storage>& matrix, const float* values, float
 
 // Rows as those products take them.
 struct ManyRows {
-    float* data;
+    const float* data;
     Index stride;
 
-    static Index stride_of(Index depth) { return padded_stride<Single>(depth); }
+    // Elements that a copy of `rows` rows takes.
+    static Index copy_size(Index rows, Index depth) { return rows * padded_stride<Single>(depth); }
 
-    // A member's share of them: row(i) is the i-th.
+    // Whether rows so far apart, whole pages, would compete for one place in the cache.
+    static bool compete(Index stride) { return stride * static_cast<Index>(sizeof(float)) % 4096 == 0; }
+
+    // A copy in `to`; all members call it, and wait before they read: each makes its share. row(i) is the i-th.
     template <class Row>
-    void take(const Member& member, Index rows, Index depth, Row row) const {
+    static ManyRows copied(const Member& member, Index rows, Index depth, Row row, float* to) {
+        const Index stride = padded_stride<Single>(depth);
         for (Index i = rows * member.index / member.count; i < rows * (member.index + 1) / member.count; ++i)
-            std::copy_n(row(i), depth, data + i * stride);
+            std::copy_n(row(i), depth, to + i * stride);
+        return {to, stride};
+    }
+
+    // Rows as they stand, or a copy of them in `to` where they would compete.
+    static ManyRows standing(const Member& member, const float* data, Index stride, Index rows, Index depth, float* to) {
+        if (!compete(stride)) return {data, stride};
+        return copied(member, rows, depth, [&](Index i) { return data + i * stride; }, to);
     }
 };
 

@@ -143,13 +143,13 @@ class ManyRowsStep {
         rows_ = std::max(rows, rows_);
         members_ = std::max(members, members_);
         memory_ = std::make_unique<Buffers>();
-        for (float*& operand : operands_) operand = memory_->take<float>(rows_ * ManyRows::stride_of(deepest_));
+        for (float*& operand : operands_) operand = memory_->take<float>(ManyRows::copy_size(rows_, deepest_));
         shared_ = memory_->take<float>(rows_ * widest_);
         scratch_ = memory_->take<float>(members_ * scratch_size());
     }
 
-    // What all members may use between steps: rows for a product, and a member's scratch, as large as `ManyColumns` wants.
-    ManyRows operand(Index depth) const { return {operands_[0], ManyRows::stride_of(depth)}; }
+    // What all members may use between steps: room for a copy of rows, and a member's scratch as `ManyColumns` wants it.
+    float* room() const { return operands_[0]; }
     float* scratch(const Member& member) const { return scratch_ + member.index * scratch_size(); }
 
     // All members call it; `prepare` was called. All have done their part when it returns.
@@ -224,10 +224,10 @@ class ManyRowsStep {
         const Split split(member, call.rows, packed.h.group_panels(), weights);
         float* scratch = this->scratch(member);
 
-        const ManyRows h{operands_[1], ManyRows::stride_of(layer.units)};
-        h.take(member, families, layer.units, [&](Index i) {
+        const auto before = [&](Index i) {
             return own.before.h + call.parent(siblings ? siblings->head(i) : i) * own.before.stride;
-        });
+        };
+        const ManyRows h = ManyRows::copied(member, families, layer.units, before, operands_[1]);
         const StepProduct<Single> of_h{h.data, h.stride, &packed.h, 0, packed.h.groups, 0, layer.units, nullptr};
         const GroupTiles tiles_of_h(families, split);
         // Few rows have the sums of several panels at once.
@@ -254,10 +254,10 @@ class ManyRowsStep {
             return;
         }
 
-        const ManyRows x{operands_[0], ManyRows::stride_of(layer.inputs)};
-        x.take(member, call.rows, layer.inputs, [&](Index i) {
-            return at.below ? at.below + i * at.below_stride : model_.embedding + call.tokens[i] * layer.inputs;
-        });
+        const auto embedded = [&](Index i) { return model_.embedding + call.tokens[i] * layer.inputs; };
+        const ManyRows x =
+            at.below ? ManyRows::standing(member, at.below, at.below_stride, call.rows, layer.inputs, operands_[0])
+                     : ManyRows::copied(member, call.rows, layer.inputs, embedded, operands_[0]);
         const StepProduct<Single> of_x{x.data, x.stride, &packed.x, 0, packed.x.groups, 0, layer.inputs, packed.start};
         const GroupTiles tiles(call.rows, split);
         member.wait();

@@ -191,13 +191,13 @@ class PackedReadout {
     void logits(const float* h, Index rows, float* to, int threads) const {
         const Pass pass(*this, h, rows, threads);
         run_together(pass.members, [&](const Member& member) {
-            pass.begin(member);
+            const ManyRows all = pass.begin(member);
             const Index first = columns_.blocks() * member.index / member.count;
             const Index end = columns_.blocks() * (member.index + 1) / member.count;
             for (Index block = first; block < end; ++block) {
                 const Index at = block * Ranker::kColumns;
                 const Index columns = std::min(Ranker::kColumns, tokens() - at);
-                pass.each_row(member, block, 0, rows, [&](Index row, const float* values) {
+                pass.each_row(member, all, block, 0, rows, [&](Index row, const float* values) {
                     std::copy_n(values, columns, to + row * tokens() + at);
                 });
             }
@@ -208,9 +208,9 @@ class PackedReadout {
         const Pass pass(*this, h, ranking.rows, threads);
         const Ranker ranker(ranking, pass.members);
         run_together(pass.members, [&](const Member& member) {
-            pass.begin(member);
+            const ManyRows all = pass.begin(member);
             ranker.run(member, [&](Index block, Index first, Index last) {
-                pass.each_row(member, block, first, last,
+                pass.each_row(member, all, block, first, last,
                               [&](Index row, const float* values) { ranker.take_in(member, row, block, values); });
             });
         });
@@ -225,22 +225,22 @@ class PackedReadout {
               rows(rows_),
               members(worthwhile(readout_.columns_.panels.size() * static_cast<Index>(sizeof(float)) *
                                      std::max<Index>(1, rows_ / 4),
-                                 threads)),
-              operand{nullptr, ManyRows::stride_of(readout_.units())} {
-            operand.data = memory.take<float>(rows * operand.stride);
+                                 threads)) {
+            if (ManyRows::compete(readout.units())) copy = memory.take<float>(ManyRows::copy_size(rows, readout.units()));
             scratch = memory.take<float>(members * ManyColumns::scratch_size());
         }
 
-        void begin(const Member& member) const {
-            operand.take(member, rows, readout.units(), [&](Index i) { return h + i * readout.units(); });
-            member.wait();
+        ManyRows begin(const Member& member) const {
+            const ManyRows all = ManyRows::standing(member, h, readout.units(), rows, readout.units(), copy);
+            if (copy) member.wait();
+            return all;
         }
 
         // Calls visit(row, logits) for rows [first, last) of a block.
         template <class Visit>
-        void each_row(const Member& member, Index block, Index first, Index last, Visit visit) const {
-            readout.columns_.each_row(operand, block, first, last,
-                                      scratch + member.index * ManyColumns::scratch_size(), visit);
+        void each_row(const Member& member, const ManyRows& all, Index block, Index first, Index last, Visit visit) const {
+            readout.columns_.each_row(all, block, first, last, scratch + member.index * ManyColumns::scratch_size(),
+                                      visit);
         }
 
         const PackedReadout& readout;
@@ -248,8 +248,8 @@ class PackedReadout {
         Index rows;
         int members;
         Buffers memory;
-        ManyRows operand;
-        float* scratch;  // for each member
+        float* copy = nullptr;  // of h, where it is wanted
+        float* scratch;         // for each member
     };
 
     Arena memory_;

@@ -435,8 +435,7 @@ class StepperOf : public Stepper {
     void read_out_many(const Member& member, const float* from) {
         const ManyColumns& columns = model_.readout_of_many();
         const PackedLayer<Storage>& last = model_.layers.back();
-        const ManyRows h = state_->many->operand(last.units);
-        h.take(member, rows(), last.units, [&](Index i) { return from + i * last.width(); });
+        const ManyRows h = ManyRows::standing(member, from, last.width(), rows(), last.units, state_->many->room());
         member.wait();
         const Index width = model_.readout.width();
         float* scratch = state_->many->scratch(member);

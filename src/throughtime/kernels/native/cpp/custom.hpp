@@ -263,7 +263,7 @@ class CustomForward : CustomPass<Format> {
 
   private:
     // Rows of one pass of the time loop, so that its products stay in the second cache.
-    static constexpr Index kPassTiles = 4;
+    static constexpr Index kPassTiles = 4 * kTilePanels;
     static constexpr Index kPassRows = kPassTiles * kTileRows;
 
     Index gates_of(const Section& section) const {

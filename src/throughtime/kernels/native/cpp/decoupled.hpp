@@ -118,7 +118,7 @@ class Decoupled {
   private:
     static constexpr int kColumns = kWidth<Format>;  // of a panel
     // Of a block: its panel of h, x and o stand in the first cache, all of its h in the second.
-    static constexpr Index kRows = 168 / kTileRows * kTileRows;
+    static constexpr Index kRows = 168 / kTallRows * kTallRows;
     // Of h: less may wait in a core's own cache for who reads it next.
     static constexpr Index kStreamedBytes = Index{1} << 20;
     // Segments, and numbers of all their sums.
@@ -191,8 +191,8 @@ class Decoupled {
         // Calls visit(first, rows) tile by tile.
         template <class Visit>
         void each_tile(Visit visit) const {
-            for (Index t = 0; t < count; t += kTileRows)
-                visit(t, static_cast<int>(std::min<Index>(kTileRows, count - t)));
+            for (Index t = 0; t < count; t += kTallRows)
+                visit(t, static_cast<int>(std::min<Index>(kTallRows, count - t)));
         }
 
         Index first, count;
@@ -249,7 +249,7 @@ class Decoupled {
     // little depth costs no more than to put its sums away: what is made of them is made in their registers.
     template <class Visit>
     static void each_sum(const Real* a, Index stride, int height, const Panels<Format>& b, Index p, const Visit& visit) {
-        if (height == kTileRows) return each_sum_of<kTileRows>(a, stride, b.panel(p), b.depth, visit);
+        if (height == kTallRows) return each_sum_of<kTallRows>(a, stride, b.panel(p), b.depth, visit);
         for (Index r = 0; r < height; ++r)
             each_sum_of<1>(a + r * stride, stride, b.panel(p), b.depth,
                            [=](Index, int j, Vector<Real> sums) { visit(r, j, sums); });
@@ -427,8 +427,8 @@ class Decoupled {
 
     // to (width, kColumns) = aᵀ b, or += that, for a (rows, width), its rows `stride` apart, and b (rows, kColumns).
     static void put_outer(const Real* a, Index stride, Index width, const Real* b, Index rows, Real* to, bool add) {
-        const Tiles tiles(width);
-        std::array<Real*, kTileRows> c;
+        const Tiles tiles(width, 1, kTallRows);
+        std::array<Real*, kTallRows> c;
         TileCall<Format> call{};
         call.units = rows;
         call.stride = stride;
@@ -440,7 +440,7 @@ class Decoupled {
             const int height = tiles.height(t);
             for (int r = 0; r < height; ++r) c[static_cast<std::size_t>(r)] = to + (first + r) * kColumns;
             call.a = a + first;
-            multiply_tile<Format, Layout::kInterleaved>(height, call, 1, kColumns);
+            multiply_tall<Format, Layout::kInterleaved>(height, call);
         }
     }
 

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <type_traits>
 #include <utility>
 
@@ -23,17 +24,31 @@ namespace throughtime {
 using Index = std::int64_t;
 
 #if defined(__AVX512F__)
-inline constexpr int kTileRows = 14;  // × 2 vectors = 28 sums, 2 of B, 1 of A: 31 of 32 registers
+// Two panels at once: × 4 vectors = 24 sums, 4 of B, 1 of A: 29 of 32 registers. Of one panel, 14 × 2 = 28 sums would
+// keep as many multipliers busy, but with 16 loads for 28 products instead of 10 for 24: where another thread shares the
+// core, it is the loads that wait.
+inline constexpr int kTileRows = 6;
+inline constexpr int kTallRows = 14;  // of a tile of one panel alone
+inline constexpr int kTilePanels = 2;
+inline constexpr Index kBlockTiles = 37;
+inline constexpr Index kLeastTiles = 14;
 #elif defined(__aarch64__)
 inline constexpr int kTileRows = 12;
+inline constexpr int kTallRows = kTileRows;
+inline constexpr int kTilePanels = 1;
+inline constexpr Index kBlockTiles = 16;
+inline constexpr Index kLeastTiles = 6;
 #else
 inline constexpr int kTileRows = 6;  // 16 registers
+inline constexpr int kTallRows = kTileRows;
+inline constexpr int kTilePanels = 1;
+inline constexpr Index kBlockTiles = 16;
+inline constexpr Index kLeastTiles = 6;
 #endif
 inline constexpr int kPanelVectors = 2;
-inline constexpr Index kBlockDepth = 256;
-inline constexpr Index kBlockTiles = 16;
+inline constexpr Index kBlockDepth = 256 / kTilePanels;
 inline constexpr Index kBlockRows = kBlockTiles * kTileRows;
-inline constexpr Index kLeastRows = 6 * kTileRows;  // of a block that is smaller so that all members have one
+inline constexpr Index kLeastRows = kLeastTiles * kTileRows;  // of a block that is smaller so that all members have one
 
 template <class Format>
 inline constexpr int kWidth = kPanelVectors * kLanes<typename Format::Real>;
@@ -43,10 +58,11 @@ inline Index ceil_divide(Index value, Index by) { return (value + by - 1) / by; 
 
 enum class Layout { kRowMajor, kInterleaved };
 
-// `rows` split into tiles whose heights differ by one at most, as many for each of `groups` as for the others.
+// `rows` split into tiles of at most `most`, whose heights differ by one at most, as many for each of `groups` as for the
+// others.
 struct Tiles {
-    explicit Tiles(Index rows, Index groups = 1)
-        : count(std::min(rows, round_up(ceil_divide(rows, kTileRows), groups))), rows_(rows) {}
+    explicit Tiles(Index rows, Index groups = 1, Index most = kTileRows)
+        : count(std::min(rows, round_up(ceil_divide(rows, most), groups))), rows_(rows) {}
     Index begin(Index tile) const { return count ? rows_ * tile / count : 0; }
     int height(Index tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
     Index count;
@@ -111,9 +127,9 @@ void tile_kernel(const TileCall<Format>& call) {
     const Index ahead_step = call.ahead ? call.ahead_step : 0;
     for (Index unit = 0; unit < call.units; ++unit) {
         // Few rows keep the load ports busy with several panels: calls ahead would only take their place.
-        if constexpr (Panels == 1) {
+        if constexpr (Panels == 1 || Rows > 3) {
             __builtin_prefetch(ahead, 0, 2);
-            __builtin_prefetch(ahead + kLanes<Real> * kUnit, 0, 2);
+            __builtin_prefetch(ahead + (Panels == 1 ? kLanes<Real> * kUnit : panel_stride), 0, 2);
             ahead += ahead_step;
         }
         typename Format::Block of_b[kAll];
@@ -185,7 +201,7 @@ template <class Format>
 using TileKernel = void (*)(const TileCall<Format>&);
 
 // Few rows leave most registers free: several panels at once then keep enough sums under way.
-inline constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+inline constexpr int panels_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : kTilePanels; }
 
 template <class Format, Layout layout, int Panels, int... Row>
 constexpr auto kernel_table(std::integer_sequence<int, Row...>) {
@@ -218,6 +234,14 @@ inline void multiply_tile(int rows, TileCall<Format>& call, Index panels, int la
     call.b -= panels * call.panel_stride;
     call.column -= panels * kWidth<Format>;
     if (call.start) call.start -= panels * kWidth<Format>;
+}
+
+// One tile of up to kTallRows rows times one whole panel.
+template <class Format, Layout layout>
+inline void multiply_tall(int rows, TileCall<Format>& call) {
+    static constexpr auto kernels = kernel_table<Format, layout, 1>(std::make_integer_sequence<int, kTallRows>{});
+    call.columns = kWidth<Format>;
+    kernels[kPanelVectors - 1][static_cast<std::size_t>(rows - 1)](call);
 }
 
 // -- B ----------------------------------------------------------------------------------------------------------------
@@ -346,25 +370,39 @@ struct ColumnsOfA {
     using Packed = typename Format::Packed;
     Row row;
 
+    // Some rows of M at once, so that what is written of a tile stands together.
     void pack(Index begin, Index end, Index k0, Index k1, Packed* to) const {
+        using Real = typename Format::Real;
         constexpr int kUnit = Format::kUnit;
+        constexpr Index kAtOnce = 8;
+        // A whole number of vectors, of which what is too much is written over by the next step of depth.
+        constexpr Index kCopied = std::bit_ceil(static_cast<unsigned>(kTileRows));
         const Tiles tiles(end - begin);
         const Index filled = round_up(k1 - k0, kUnit);
-        for (Index k = 0; k < filled; ++k) {
-            const typename Format::Real* from = k < k1 - k0 ? row(k0 + k) + begin : nullptr;
-            if (k + 1 < k1 - k0) prefetch(row(k0 + k + 1) + begin, end - begin);
+        std::array<const Real*, kAtOnce> from;
+        for (Index k = 0; k < filled; k += kAtOnce) {
+            const Index now = std::min(kAtOnce, filled - k);
+            for (Index i = 0; i < now; ++i) {
+                from[static_cast<std::size_t>(i)] = k + i < k1 - k0 ? row(k0 + k + i) + begin : nullptr;
+                if (k + i + kAtOnce < k1 - k0) prefetch(row(k0 + k + i + kAtOnce) + begin, end - begin);
+            }
             for (Index tile = 0; tile < tiles.count; ++tile) {
                 const Index first = tiles.begin(tile);
                 const int height = tiles.height(tile);
-                Packed* at = to + tile_offset<Format, kLayout>(tiles, tile, filled) + k / kUnit * height * kUnit + k % kUnit;
-                if constexpr (std::is_same_v<Format, Plain<typename Format::Real>>) {
-                    if (first + kTileRows <= end - begin) {
-                        // A whole tile's width, of which what is too much is written over by the next step of depth.
-                        std::memcpy(at, from + first, sizeof(Packed) * kTileRows);
+                Packed* of_tile = to + tile_offset<Format, kLayout>(tiles, tile, filled);
+                if constexpr (std::is_same_v<Format, Plain<Real>>) {
+                    if (first + kCopied <= end - begin) {
+                        for (Index i = 0; i < now; ++i)
+                            std::memcpy(of_tile + (k + i) * height, from[static_cast<std::size_t>(i)] + first,
+                                        sizeof(Packed) * kCopied);
                         continue;
                     }
                 }
-                for (int r = 0; r < height; ++r) at[r * kUnit] = Format::pack(from ? from[first + r] : 0);
+                for (Index i = 0; i < now; ++i) {
+                    const Real* own = from[static_cast<std::size_t>(i)];
+                    Packed* at = of_tile + (k + i) / kUnit * height * kUnit + (k + i) % kUnit;
+                    for (int r = 0; r < height; ++r) at[r * kUnit] = Format::pack(own ? own[first + r] : 0);
+                }
             }
         }
     }

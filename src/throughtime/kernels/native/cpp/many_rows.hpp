@@ -103,12 +103,13 @@ struct ManyColumns {
     // Calls visit(row, sums) for rows [begin, end) and the columns of one block, as many as there are panels for.
     template <class Visit>
     void each_row(const ManyRows& a, Index block, Index begin, Index end, float* scratch, Visit visit) const {
-        // Each panel is a group of its own: a row's sums then stand together.
-        const Panels<Single> apart{panels.depth, panels.panels(), kWidth<Single>, panels.data};
-        const Index first_panel = block * kBlockPanels;
+        // As many panels as a tile takes at once are a group of their own: a row's sums then stand together.
+        const Index first_panel = block * kBlockPanels, count = std::min(kBlockPanels, panels.panels() - first_panel);
+        const Index at_once = count % kTilePanels ? 1 : kTilePanels;
+        const Panels<Single> apart{panels.depth, panels.panels() / at_once, at_once * kWidth<Single>, panels.data};
         StepProduct<Single> product{a.data + begin * a.stride, a.stride, &apart};
-        product.first_group = first_panel;
-        product.groups = std::min(kBlockPanels, panels.panels() - first_panel);
+        product.first_group = first_panel / at_once;
+        product.groups = count / at_once;
         product.depth = panels.depth;
         product.start = start + first_panel * kWidth<Single>;
         const Tiles tiles(end - begin);
@@ -118,8 +119,8 @@ struct ManyColumns {
             const Index first = begin + tiles.begin(next);
             std::size_t taken = 0;
             while (taken < kPassTiles && next < tiles.count) pass[taken++] = next++;
-            multiply_pass(product, tiles, std::span<const Index>(pass).first(taken), 0, 1, after, scratch);
-            const Index width = product.groups * kWidth<Single>;
+            multiply_pass(product, tiles, std::span<const Index>(pass).first(taken), 0, at_once, after, scratch);
+            const Index width = count * kWidth<Single>;
             for (Index row = first; row < begin + tiles.begin(next); ++row) visit(row, scratch + (row - first) * width);
         }
     }

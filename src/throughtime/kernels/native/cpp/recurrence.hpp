@@ -303,6 +303,9 @@ class Forward : Pass<Format> {
     std::array<std::atomic<Index>, 3> next_{};
 };
 
+// About so many rows of a block of steps go into one product of the gradient of the weights, which is read and written.
+inline constexpr Index kChunkRows = 256;
+
 template <class Format>
 class Backward : Pass<Format> {
     using Base = Pass<Format>;
@@ -315,7 +318,7 @@ class Backward : Pass<Format> {
 
     Backward(const Problem<Real>& problem, const Gradients<Real>& gradients, int threads)
         : Base(problem), gradients_(gradients) {
-        chunk_steps_ = std::max<Index>(1, std::min(problem.steps, kBlockDepth / std::max<Index>(1, problem.batch)));
+        chunk_steps_ = std::max<Index>(1, std::min(problem.steps, kChunkRows / std::max<Index>(1, problem.batch)));
         of_state_ = {gates_ * h_, 1, p_};
         of_inputs_ = {gates_ * h_, 1, problem.inputs};
         of_middle_ = {p_, 1, h_};

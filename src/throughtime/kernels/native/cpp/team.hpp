@@ -50,7 +50,7 @@ struct GroupTiles {
 };
 
 // Tiles of one pass of the time loop, so that its scratch stays in the second cache.
-inline constexpr Index kPassTiles = 8;
+inline constexpr Index kPassTiles = 8 * kTilePanels;
 
 // Elements of scratch for one thread's products of one pass, with `groups` groups of columns.
 template <class Format>

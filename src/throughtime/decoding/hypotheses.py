@@ -121,13 +121,11 @@ class Chains:
         is_behind = steps <= torch.arange(len(frames), device=real.device)[:, None, None]
         tokens.masked_fill_(is_behind, 0 if end is None else end)
         scores.masked_fill_(is_behind, 0.0)
-        for step, (frame, place) in enumerate(frames):
-            ended = steps == step
-            if frame.of_end is not None and ended.any():
-                scores[step] += torch.where(ended, _at(frame.of_end, place, slots[step]), 0.0)
-        totals = torch.zeros_like(self._all.ranking)
-        for step_scores in scores:  # in the order in which the search has added them
-            totals = totals + step_scores
+        for step in steps.unique().tolist():
+            if 0 <= step < len(frames) and (of_end := frames[step][0].of_end) is not None:
+                scores[step] += torch.where(steps == step, _at(of_end, frames[step][1], slots[step]), 0.0)
+        # In the order in which the search has added them.
+        totals = scores.cumsum(0)[-1] if len(scores) else torch.zeros_like(self._all.ranking)
         if len(scores) > silent:
             scores[silent] += scores[:silent].sum(0)
         return Hypotheses(
@@ -156,9 +154,12 @@ class Chains:
             if frame.attention is None:
                 return None
             index = slots[step][..., None].expand(-1, -1, frame.attention.shape[-1])  # (B, N, S)
-            # A sequence that was cut has no step behind its last token: its `steps` are all frames.
-            looks.append(_at(frame.attention, self._places[step], index).where((steps >= step)[..., None], 0))
-        return torch.stack(looks) if looks else None
+            looks.append(_at(frame.attention, self._places[step], index))
+        if not looks:
+            return None
+        # A sequence that was cut has no step behind its last token: its `steps` are all frames.
+        later = torch.arange(silent, len(self._frames), device=steps.device)[:, None, None] > steps  # (T, B, N)
+        return torch.stack(looks).masked_fill_(later[..., None], 0)
 
 
 def _at(values: Tensor, place: Tensor | None, slots: Tensor) -> Tensor:

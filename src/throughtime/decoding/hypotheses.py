@@ -121,7 +121,7 @@ class Chains:
         is_behind = steps <= torch.arange(len(frames), device=real.device)[:, None, None]
         tokens.masked_fill_(is_behind, 0 if end is None else end)
         scores.masked_fill_(is_behind, 0.0)
-        for step in steps.unique().tolist():
+        for step in torch.unique(steps).tolist():
             if 0 <= step < len(frames) and (of_end := frames[step][0].of_end) is not None:
                 scores[step] += torch.where(steps == step, _at(of_end, frames[step][1], slots[step]), 0.0)
         # In the order in which the search has added them.

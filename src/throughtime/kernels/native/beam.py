@@ -5,7 +5,6 @@ Some numbers for each of a few rows: what takes time is not to compute them, but
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +34,9 @@ class Penalties(NamedTuple):
     greatest: float = 1.0
 
 
+_NO_PENALTIES = Penalties()
+
+
 class Lengthened(NamedTuple):
     """The K' beginnings that go on in each row, the best first, of equals the one in front.
 
@@ -61,7 +63,7 @@ def lengthen(
     *,
     of_end: Float64[Tensor, " N"] | None = None,
     first_end: int = 0,
-    penalties: Penalties = Penalties(),  # noqa: B008  it cannot be changed
+    penalties: Penalties = _NO_PENALTIES,
 ) -> Lengthened:
     """Lengthen the K beginnings of every row by one of k tokens each, keep the `kept` best, and those that end here.
 
@@ -96,24 +98,19 @@ def lengthen(
     if not 1 <= kept <= beginnings * tokens_each or not best:
         raise ShapeError(f"lengthen: kept must be in 1..{beginnings * tokens_each}, the beginnings there are to choose "
                          f"among, and ranking at least 1 wide, got {kept} and {best}")  # fmt: skip
-    wholes, reals = _made(rows, kept, torch.int64), _made(rows, kept, torch.float64)
-    made = Lengthened(next(wholes), next(wholes), next(reals), next(reals), next(wholes), None)
+    parents, tokens, origins = torch.empty(3, rows, kept, dtype=torch.int64, device="cpu").unbind()
+    added, scores_after = torch.empty(2, rows, kept, dtype=torch.float64, device="cpu").unbind()
     going = torch.empty(rows, dtype=torch.bool, device="cpu")
     given |= {
-        "parents": made.parents,
-        "tokens": made.tokens,
-        "added": made.log_p,
-        "scores_after": made.scores,
-        "origins": made.origins,
+        "parents": parents,
+        "tokens": tokens,
+        "added": added,
+        "scores_after": scores_after,
+        "origins": origins,
         "going": going,
     }
     native: Any = library.load()
     sizes = (rows, beginnings, tokens_each, kept, best)
     addresses = {name: tensor.data_ptr() for name, tensor in given.items()}
     count = native.lengthen(sizes, tuple(penalties), first_end, addresses)
-    return made if count == rows else made._replace(going=going)
-
-
-def _made(rows: int, kept: int, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Tensors (B, K') of one type, of one allocation."""
-    return iter(torch.empty(3, rows, kept, dtype=dtype, device="cpu").unbind())
+    return Lengthened(parents, tokens, added, scores_after, origins, None if count == rows else going)

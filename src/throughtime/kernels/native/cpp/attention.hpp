@@ -98,7 +98,8 @@ class PackedAttention {
                             static_cast<Index>(sizeof(float));
         const int members = worthwhile(bytes, threads);
         Buffers memory;
-        float* copy = ManyRows::compete(units()) ? memory.take<float>(ManyRows::copy_size(call.rows(), units())) : nullptr;
+        float* copy = nullptr;
+        if (ManyRows::compete(units())) copy = memory.take<float>(ManyRows::copy_size(call.rows(), units()));
         const Index own = round_up(call.positions, kBlock);
         float* scores = memory.take<float>(members * kMostQueries * own);
         Index* places = memory.take<Index>(members * call.positions);

@@ -1,7 +1,8 @@
 // C = A B, by one register-blocked micro-kernel on packed panels: every product of the engine.
 //
-// B stands in panels of kWidth columns, for each panel its whole depth: (panel, depth / kUnit, kWidth, kUnit). A panel's
-// part of kBlockDepth steps fits the first cache, where all rows of A pass by it. A stands in one of two layouts:
+// B stands in panels of kWidth columns, for each panel its whole depth: (panel, depth / kUnit, kWidth, kUnit). The parts of
+// kBlockDepth steps of the kTilePanels panels of a tile fit the first cache, where all rows of A pass by them. A stands in
+// one of two layouts:
 //   kRowMajor    (row, depth), rows `stride` apart: how activations stand in the time loop
 //   kInterleaved (tile, depth / kUnit, rows of the tile, kUnit): how a transposed matrix is packed without turning it;
 //                and with kUnit = 1, how it stands in memory, if the steps of depth are as far apart as its rows
@@ -58,8 +59,7 @@ inline Index ceil_divide(Index value, Index by) { return (value + by - 1) / by; 
 
 enum class Layout { kRowMajor, kInterleaved };
 
-// `rows` split into tiles of at most `most`, whose heights differ by one at most, as many for each of `groups` as for the
-// others.
+// `rows` split into tiles of at most `most`, whose heights differ by one at most, as many for each of `groups`.
 struct Tiles {
     explicit Tiles(Index rows, Index groups = 1, Index most = kTileRows)
         : count(std::min(rows, round_up(ceil_divide(rows, most), groups))), rows_(rows) {}

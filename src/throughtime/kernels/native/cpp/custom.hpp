@@ -325,9 +325,9 @@ class CustomForward : CustomPass<Format> {
             for (Index gate = 0; gate < weight.groups; ++gate, ++slot) {
                 for (Index first = 0; first < panels; first += at_once) {
                     const Index now = std::min(at_once, panels - first);
-                    for (Index k0 = 0; k0 < weight.depth; k0 += kBlockDepth) {
+                    for (Index k0 = 0; k0 < weight.depth; k0 += kBlockDepth<Format>) {
                         TileCall<Format> call{};
-                        call.units = ceil_divide(std::min(weight.depth - k0, kBlockDepth), Format::kUnit);
+                        call.units = ceil_divide(std::min(weight.depth - k0, kBlockDepth<Format>), Format::kUnit);
                         call.stride = strides_[q];
                         call.b = weight.panel(gate * weight.group_panels() + p + first) + k0 * kWidth<Format>;
                         call.panel_stride = weight.panel_size();
@@ -440,7 +440,7 @@ class CustomBackward : CustomPass<Format> {
             d_carried_.push_back(turns);
         }
         values_ = buffers.template take<Real>(batch * plan.values);
-        const Panels<Format> slab = {kBlockDepth, 1, longest};
+        const Panels<Format> slab = {kBlockDepth<Format>, 1, longest};
         for (auto& data : slabs_) data = buffers.template take<Packed>(slab.size());
         scratch_ = buffers.template take<Packed>(threads * kScratchOfA<Format>);
         next_ = std::make_unique<std::atomic<Index>[]>(counters);
@@ -484,7 +484,7 @@ class CustomBackward : CustomPass<Format> {
     }
 
   private:
-    Index slabs() const { return ceil_divide(this->schedule_.rows(), kBlockDepth); }
+    Index slabs() const { return ceil_divide(this->schedule_.rows(), kBlockDepth<Format>); }
 
     // -- the time loop ------------------------------------------------------------------------------------------------
 
@@ -572,9 +572,9 @@ class CustomBackward : CustomPass<Format> {
         const Index at_once = panels_at_once(tiles.all.height(tiles.first));
         for (Index p = split.first_panel(weight.panels()); p < end_panel; p += at_once) {
             const Index panels = std::min(at_once, end_panel - p);
-            for (Index k0 = 0; k0 < weight.depth; k0 += kBlockDepth) {
+            for (Index k0 = 0; k0 < weight.depth; k0 += kBlockDepth<Format>) {
                 TileCall<Format> call{};
-                call.units = ceil_divide(std::min(weight.depth - k0, kBlockDepth), Format::kUnit);
+                call.units = ceil_divide(std::min(weight.depth - k0, kBlockDepth<Format>), Format::kUnit);
                 call.stride = strides_[q];
                 call.b = weight.panel(p) + k0 * kWidth<Format>;
                 call.panel_stride = weight.panel_size();
@@ -610,8 +610,8 @@ class CustomBackward : CustomPass<Format> {
         for (const Segment& segment : product.segments) {
             Index s = 0;
             for (Index slab = 0; slab < slabs(); ++slab) {
-                const Index begin = slab * kBlockDepth;
-                Panels<Format> v = {std::min(kBlockDepth, this->schedule_.rows() - begin), 1, segment.length};
+                const Index begin = slab * kBlockDepth<Format>;
+                Panels<Format> v = {std::min(kBlockDepth<Format>, this->schedule_.rows() - begin), 1, segment.length};
                 v.data = slabs_[static_cast<std::size_t>(turn++ % 2)];
                 while (this->schedule_.begin(s + 1) <= begin) ++s;
                 for (Index p = (*next)++; p < v.panels(); p = (*next)++) pack_operand(v, p, segment, begin, s);

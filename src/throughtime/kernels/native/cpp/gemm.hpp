@@ -47,7 +47,8 @@ inline constexpr Index kBlockTiles = 16;
 inline constexpr Index kLeastTiles = 6;
 #endif
 inline constexpr int kPanelVectors = 2;
-inline constexpr Index kBlockDepth = 256 / kTilePanels;
+template <class Format>
+inline constexpr Index kBlockDepth = 256 / kTilePanels * Format::kUnit;
 inline constexpr Index kBlockRows = kBlockTiles * kTileRows;
 inline constexpr Index kLeastRows = kLeastTiles * kTileRows;  // of a block that is smaller so that all members have one
 
@@ -269,55 +270,79 @@ struct Panels {
     }
 };
 
+// A block of units, whatever its type, to where they stand packed.
+template <class Format>
+inline void store_units(typename Format::Packed* to, const typename Format::Block& units) {
+    std::memcpy(to, &units, sizeof units);
+}
+
+// Numbers that follow one another in depth, as many as there are.
+template <class Format>
+inline void pack_row(const typename Format::Real* from, Index count, typename Format::Packed* to) {
+    constexpr Index kAtOnce = kLanes<typename Format::Real> * Format::kUnit;
+    Index k = 0;
+    for (; k + kAtOnce <= count; k += kAtOnce) store_units<Format>(to + k, Format::pack_along(from + k));
+    for (; k < count; ++k) to[k] = Format::pack(from[k]);
+}
+
 // Panel p of B where B's columns are the rows of a weight matrix (groups · columns, depth), as they are in W h.
 template <class Format>
 void pack_weight_rows(const Panels<Format>& b, Index p, const typename Format::Real* weight) {
     using Real = typename Format::Real;
     constexpr int kUnit = Format::kUnit;
-    constexpr Index kChunk = kLanes<Real>;  // of depth
+    constexpr int kLanesOf = kLanes<Real>;
+    constexpr Index kChunk = kLanesOf * kUnit;  // of depth
     const int columns = b.panel_columns(p);
     const Index depth = b.units() * kUnit;
     const Real* first = weight + b.first_column(p) * b.depth;
     auto* panel = b.panel(p);
     for (Index k0 = 0; k0 < depth; k0 += kChunk) {
-        const Index k1 = std::min(depth, k0 + kChunk);
-        if constexpr (std::is_same_v<Format, Plain<Real>>) {
-            if (columns == kWidth<Format> && k1 - k0 == kLanes<Real>) {
-                for (int j = 0; j < kWidth<Format>; j += kLanes<Real>) {
-                    Vector<Real> rows[kLanes<Real>];
+        auto* to = panel + k0 * kWidth<Format>;
+        if (columns == kWidth<Format> && k0 + kChunk <= b.depth) {
+            for (int j = 0; j < kWidth<Format>; j += kLanesOf) {
+                Vector<Real> rows[kLanesOf];
 #pragma GCC unroll 16
-                    for (int i = 0; i < kLanes<Real>; ++i) rows[i] = load(first + (j + i) * b.depth + k0);
-                    transpose<Real>(rows);
+                for (int i = 0; i < kLanesOf; ++i)
+                    rows[i] = (Vector<Real>)Format::pack_along(first + (j + i) * b.depth + k0);
+                transpose<Real>(rows);
 #pragma GCC unroll 16
-                    for (int i = 0; i < kLanes<Real>; ++i) store(panel + (k0 + i) * kWidth<Format> + j, rows[i]);
-                }
-                continue;
+                for (int i = 0; i < kLanesOf; ++i)
+                    store_units<Format>(to + (i * kWidth<Format> + j) * kUnit, (typename Format::Block)rows[i]);
             }
+            continue;
         }
         for (int j = 0; j < kWidth<Format>; ++j)
-            for (Index k = k0; k < k1; ++k)
+            for (Index k = k0; k < std::min(depth, k0 + kChunk); ++k)
                 panel[k / kUnit * kWidth<Format> * kUnit + j * kUnit + k % kUnit] =
                     Format::pack(j < columns && k < b.depth ? first[j * b.depth + k] : 0);
     }
 }
 
-// Panel p of B where B's rows are rows in memory: row(k) gives the k-th, `scale` (depth → row of factors) may be null.
+// Panel p of B where B's rows are rows in memory: row(k) gives the k-th, null for zeros. Those of one unit are asked for
+// one after the other and must stand together.
 template <class Format, class Row>
 void pack_rows(const Panels<Format>& b, Index p, Row row) {
     using Real = typename Format::Real;
     constexpr int kUnit = Format::kUnit;
+    static constexpr std::array<Real, static_cast<std::size_t>(kWidth<Format>)> kZeros{};
     const int columns = b.panel_columns(p);
     const Index first = b.first_column(p);
-    auto* panel = b.panel(p);
-    for (Index k = 0; k < b.units() * kUnit; ++k) {
-        const Real* from = k < b.depth ? row(k) : nullptr;
-        auto* to = panel + k / kUnit * kWidth<Format> * kUnit + k % kUnit;
-        if (!from) {
-            for (int j = 0; j < kWidth<Format>; ++j) to[j * kUnit] = Format::pack(0);
-        } else if (columns == kWidth<Format>) {
-            for (int j = 0; j < kWidth<Format>; ++j) to[j * kUnit] = Format::pack(from[first + j]);
+    auto* to = b.panel(p);
+    for (Index unit = 0; unit < b.units(); ++unit, to += kWidth<Format> * kUnit) {
+        std::array<const Real*, kUnit> rows;
+        for (int i = 0; i < kUnit; ++i) {
+            const Index k = unit * kUnit + i;
+            const Real* from = k < b.depth ? row(k) : nullptr;
+            rows[static_cast<std::size_t>(i)] = from ? from + first : kZeros.data();
+        }
+        if (columns == kWidth<Format>) {
+#pragma GCC unroll 8
+            for (int j = 0; j < kWidth<Format>; j += kLanes<Real>)
+                store_units<Format>(to + j * kUnit, Format::pack_across(rows, j));
         } else {
-            for (int j = 0; j < kWidth<Format>; ++j) to[j * kUnit] = Format::pack(j < columns ? from[first + j] : 0);
+            for (int j = 0; j < kWidth<Format>; ++j)
+                for (int i = 0; i < kUnit; ++i)
+                    to[j * kUnit + i] = Format::pack(j < columns ? rows[static_cast<std::size_t>(i)][j] : 0);
         }
     }
 }
@@ -357,7 +382,7 @@ struct RowsOfA {
         for (Index i = begin; i < end; ++i, to += stride) {
             const typename Format::Real* from = row(i) + k0;
             if (i + 1 < end) prefetch(row(i + 1) + k0, k1 - k0);
-            for (Index k = 0; k < k1 - k0; ++k) to[k] = Format::pack(from[k]);
+            pack_row<Format>(from, k1 - k0, to);
             for (Index k = k1 - k0; k < filled; ++k) to[k] = Format::pack(0);
         }
     }
@@ -372,45 +397,61 @@ struct ColumnsOfA {
 
     // Some rows of M at once, so that what is written of a tile stands together.
     void pack(Index begin, Index end, Index k0, Index k1, Packed* to) const {
-        using Real = typename Format::Real;
         constexpr int kUnit = Format::kUnit;
-        constexpr Index kAtOnce = 8;
-        // A whole number of vectors, of which what is too much is written over by the next step of depth.
+        constexpr Index kAtOnce = 8;  // units
+        // A whole number of vectors, of which what is too much is written over by the next unit.
         constexpr Index kCopied = std::bit_ceil(static_cast<unsigned>(kTileRows));
-        const Tiles tiles(end - begin);
-        const Index filled = round_up(k1 - k0, kUnit);
-        std::array<const Real*, kAtOnce> from;
-        for (Index k = 0; k < filled; k += kAtOnce) {
-            const Index now = std::min(kAtOnce, filled - k);
+        const Index count = end - begin;
+        const Tiles tiles(count);
+        const Index units = ceil_divide(k1 - k0, kUnit);
+        Packed rounded[Format::kRounds ? kAtOnce : 1][Format::kRounds ? kBlockRows * kUnit : 1];
+        std::array<const Packed*, kAtOnce> from;
+        for (Index unit = 0; unit < units; unit += kAtOnce) {
+            const Index now = std::min(kAtOnce, units - unit);
             for (Index i = 0; i < now; ++i) {
-                from[static_cast<std::size_t>(i)] = k + i < k1 - k0 ? row(k0 + k + i) + begin : nullptr;
-                if (k + i + kAtOnce < k1 - k0) prefetch(row(k0 + k + i + kAtOnce) + begin, end - begin);
+                const Index k = k0 + (unit + i) * kUnit;
+                for (Index next = k + kAtOnce * kUnit; next < std::min(k1, k + (kAtOnce + 1) * kUnit); ++next)
+                    prefetch(row(next) + begin, count);
+                if constexpr (Format::kRounds) {
+                    pack_unit(begin, count, k, k1, rounded[i]);
+                    from[static_cast<std::size_t>(i)] = rounded[i];
+                } else {
+                    from[static_cast<std::size_t>(i)] = row(k) + begin;
+                }
             }
             for (Index tile = 0; tile < tiles.count; ++tile) {
                 const Index first = tiles.begin(tile);
                 const int height = tiles.height(tile);
-                Packed* of_tile = to + tile_offset<Format, kLayout>(tiles, tile, filled);
-                if constexpr (std::is_same_v<Format, Plain<Real>>) {
-                    if (first + kCopied <= end - begin) {
-                        for (Index i = 0; i < now; ++i)
-                            std::memcpy(of_tile + (k + i) * height, from[static_cast<std::size_t>(i)] + first,
-                                        sizeof(Packed) * kCopied);
-                        continue;
-                    }
-                }
-                for (Index i = 0; i < now; ++i) {
-                    const Real* own = from[static_cast<std::size_t>(i)];
-                    Packed* at = of_tile + (k + i) / kUnit * height * kUnit + (k + i) % kUnit;
-                    for (int r = 0; r < height; ++r) at[r * kUnit] = Format::pack(own ? own[first + r] : 0);
+                Packed* at = to + tile_offset<Format, kLayout>(tiles, tile, units * kUnit) + unit * height * kUnit;
+                const bool whole = first + kCopied <= count;
+                for (Index i = 0; i < now; ++i, at += height * kUnit) {
+                    const Packed* own = from[static_cast<std::size_t>(i)] + first * kUnit;
+                    if (whole) std::memcpy(at, own, sizeof(Packed) * kCopied * kUnit);
+                    else std::copy_n(own, height * kUnit, at);
                 }
             }
         }
+    }
+
+    // Elements [begin, begin + count) of kUnit rows of M from row k on; those from row k1 on count as zero.
+    void pack_unit(Index begin, Index count, Index k, Index k1, Packed* to) const {
+        using Real = typename Format::Real;
+        constexpr int kUnit = Format::kUnit;
+        std::array<const Real*, kUnit> rows;
+        for (int u = 0; u < kUnit; ++u) rows[static_cast<std::size_t>(u)] = row(std::min(k + u, k1 - 1)) + begin;
+        Index j = 0;
+        if (k + kUnit <= k1)
+            for (; j + kLanes<Real> <= count; j += kLanes<Real>)
+                store_units<Format>(to + j * kUnit, Format::pack_across(rows, j));
+        for (; j < count; ++j)
+            for (int u = 0; u < kUnit; ++u)
+                to[j * kUnit + u] = Format::pack(k + u < k1 ? rows[static_cast<std::size_t>(u)][j] : 0);
     }
 };
 
 // Elements of scratch that one thread needs to pack A in.
 template <class Format>
-inline constexpr Index kScratchOfA = kBlockRows * (kBlockDepth + 64);
+inline constexpr Index kScratchOfA = kBlockRows * (kBlockDepth<Format> + 64);
 
 // -- C ----------------------------------------------------------------------------------------------------------------
 
@@ -433,8 +474,8 @@ void multiply_block(Index begin, Index end, const SourceOfA& a, const Panels<For
     for (Index i = begin; i < end; ++i) c[static_cast<std::size_t>(i - begin)] = c_row(i);
     const Tiles tiles(end - begin);
     const Index at_once = panels_at_once(tiles.height(0));
-    for (Index k0 = 0; k0 < std::max<Index>(b.depth, 1); k0 += kBlockDepth) {
-        const Index k1 = std::min(b.depth, k0 + kBlockDepth);
+    for (Index k0 = 0; k0 < std::max<Index>(b.depth, 1); k0 += kBlockDepth<Format>) {
+        const Index k1 = std::min(b.depth, k0 + kBlockDepth<Format>);
         a.pack(begin, end, k0, k1, scratch);
         TileCall<Format> call{};
         call.units = ceil_divide(k1 - k0, Format::kUnit);

@@ -102,6 +102,16 @@ inline __m512 reciprocal(__m512 v) {
 #endif
 
 #if defined(__AVX512BF16__)
+// Two vectors of floats as one of bfloat16, `low` first.
+inline __m512i to_bfloat16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+// Lane by lane of 32 bits the pair of `even` and `odd`, as bfloat16.
+inline __m512i to_bfloat16_pairs(__m512 even, __m512 odd) {
+    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
+                                           20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_permutexvar_epi16(pairs, to_bfloat16(even, odd));
+}
+
 // c + a0 b0 + a1 b1 for each pair of bfloat16 in a lane of 32 bits.
 inline __m512 dot_pairs(__m512 c, __m512i a, __m512i b) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);

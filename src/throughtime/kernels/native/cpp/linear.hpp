@@ -29,7 +29,7 @@ class Linear {
     using Packed = typename Format::Packed;
 
     Linear(const LinearProblem<Real>& problem, bool backward, int threads)
-        : problem_(problem), backward_(backward), slab_{kBlockDepth, 1, problem.inputs} {
+        : problem_(problem), backward_(backward), slab_{kBlockDepth<Format>, 1, problem.inputs} {
         weight_ = backward ? Panels<Format>{problem.outputs, 1, problem.inputs}
                            : Panels<Format>{problem.inputs, 1, problem.outputs};
         if (!backward || problem.d_x) weight_.data = buffers_.template take<Packed>(weight_.size());
@@ -50,7 +50,7 @@ class Linear {
     }
 
   private:
-    Index slabs() const { return ceil_divide(problem_.rows, kBlockDepth); }
+    Index slabs() const { return ceil_divide(problem_.rows, kBlockDepth<Format>); }
 
     void backward(const Member& member, Packed* scratch) {
         const auto d_y = [&](Index i) { return problem_.d_y + i * problem_.outputs; };
@@ -64,8 +64,8 @@ class Linear {
         // dW = Σ dy xᵀ: in slabs of rows, whose x all members pack together, into two places in turn.
         for (Index slab = 0; problem_.d_weight && slab < slabs(); ++slab) {
             std::atomic<Index>* next = next_.get() + 3 + 2 * slab;
-            const Index begin = slab * kBlockDepth;
-            Panels<Format> x = {std::min(kBlockDepth, problem_.rows - begin), 1, problem_.inputs};
+            const Index begin = slab * kBlockDepth<Format>;
+            Panels<Format> x = {std::min(kBlockDepth<Format>, problem_.rows - begin), 1, problem_.inputs};
             x.data = slabs_[static_cast<std::size_t>(slab % 2)];
             for (Index p = next[0]++; p < x.panels(); p = next[0]++)
                 pack_rows(x, p, [&](Index k) { return problem_.x + (begin + k) * problem_.inputs; });

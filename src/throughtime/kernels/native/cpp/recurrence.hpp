@@ -57,7 +57,7 @@ class Pass {
     }
 
     static void pack_row(const Real* from, Index begin, Index end, Packed* to) {
-        for (Index u = begin; u < end; ++u) to[u] = Format::pack(from[u]);
+        throughtime::pack_row<Format>(from + begin, end - begin, to + begin);
     }
 
     const Problem<Real>& problem_;
@@ -644,7 +644,7 @@ class Backward : Pass<Format> {
     void pack_states(const Panels<Format>& b, Index p, const Chunk& rows) const {
         const Index first = b.first_column(p);
         const int columns = b.panel_columns(p);
-        std::array<Real, static_cast<std::size_t>(kWidth<Format>)> masked;
+        std::array<Real, static_cast<std::size_t>(kWidth<Format> * Format::kUnit)> masked;
         Index s = rows.step;
         pack_rows(b, p, [&](Index k) -> const Real* {
             while (schedule_.begin(s + 1) <= rows.begin + k) ++s;
@@ -652,9 +652,9 @@ class Backward : Pass<Format> {
             const Real* state = before(problem_.outputs, problem_.h_first, s, place, p_);
             if (!state || !problem_.mask) return state;
             const Real* mask = problem_.mask + place % problem_.batch * p_;
-            for (int j = 0; j < columns; ++j)
-                masked[static_cast<std::size_t>(j)] = mask[first + j] * state[first + j];
-            return masked.data() - first;
+            Real* own = masked.data() + k % Format::kUnit * kWidth<Format>;
+            for (int j = 0; j < columns; ++j) own[j] = mask[first + j] * state[first + j];
+            return own - first;
         });
     }
 

@@ -86,10 +86,10 @@ void multiply_pass(const StepProduct<Format>& step, const Tiles& tiles, std::spa
     std::array<typename Format::Real*, kTileRows> rows;
     const Index width = panels * kWidth<Format>;
     // A panel's part of one block of depth stays in the first cache while all tiles pass by it.
-    for (Index k0 = 0; k0 < step.depth; k0 += kBlockDepth) {
-        const bool is_last = k0 + kBlockDepth >= step.depth;
+    for (Index k0 = 0; k0 < step.depth; k0 += kBlockDepth<Format>) {
+        const bool is_last = k0 + kBlockDepth<Format> >= step.depth;
         TileCall<Format> call{};
-        call.units = ceil_divide(std::min(step.depth - k0, kBlockDepth), Format::kUnit);
+        call.units = ceil_divide(std::min(step.depth - k0, kBlockDepth<Format>), Format::kUnit);
         call.stride = step.stride;
         call.panel_stride = step.b->panel_size();
         call.c = rows.data();
@@ -98,7 +98,7 @@ void multiply_pass(const StepProduct<Format>& step, const Tiles& tiles, std::spa
             call.b = step.block(p, k0, group);
             if (step.start && is_last) call.start = step.start + (group * step.b->group_panels() + p) * kWidth<Format>;
             const auto* next = group + 1 < step.groups ? step.block(p, k0, group + 1)
-                               : !is_last              ? step.block(p, k0 + kBlockDepth, 0)
+                               : !is_last              ? step.block(p, k0 + kBlockDepth<Format>, 0)
                                                        : after;
             Index row = 0;
             for (std::size_t i = 0; i < pass.size(); ++i) {

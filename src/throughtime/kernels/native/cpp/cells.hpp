@@ -48,7 +48,7 @@ inline void put_state(const ForwardRow<Real>& row, Index u, int n, Vector<Real> 
 
 // The step of a cell with one product; of a projected LSTM, the first of its two, up to o ⊙ tanh c.
 template <Cell cell, class Real>
-inline void step_forward(const ForwardRow<Real>& row) {
+[[gnu::noinline]] void step_forward(const ForwardRow<Real>& row) {
     using V = Vector<Real>;
     constexpr int kStep = kLanes<Real>;
     for (int j = 0; j < row.count; j += kStep) {
@@ -213,7 +213,7 @@ inline void lstm_backward(const BackwardRow<Real>& row, Index u, int n, Vector<R
 
 // The backward step of a cell with one product; of one with two, the half before the first product on the way back.
 template <Cell cell, class Real>
-inline void step_backward(const BackwardRow<Real>& row) {
+[[gnu::noinline]] void step_backward(const BackwardRow<Real>& row) {
     using V = Vector<Real>;
     constexpr int kStep = kLanes<Real>;
     for (int j = 0; j < row.count; j += kStep) {

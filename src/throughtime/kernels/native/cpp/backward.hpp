@@ -153,7 +153,7 @@ class Backward : Pass<Format> {
 
     template <Cell cell>
     void loop(const Member& member, const Split& split, Index first_step, Index end_step) {
-        constexpr bool kTwice = cell == Cell::kLstmProjected || cell == Cell::kGruBefore;
+        constexpr bool kTwice = has_two_products(cell);
         const GroupTiles tiles(problem_.batch, split);
         const Index chunk_begin = schedule_.begin(first_step);
         const Panels<Format> units{h_, 1, h_};
@@ -324,7 +324,7 @@ class Backward : Pass<Format> {
 
     // The member's share of the panels that the chunk's weight gradients are made with.
     void pack_slab(const Chunk& rows) const {
-        const bool middle = problem_.cell == Cell::kGruBefore || problem_.cell == Cell::kLstmProjected;
+        const bool middle = has_two_products(problem_.cell);
         const std::array<Panels<Format>, 3> slabs{slab_of(rows, kOfInputs), slab_of(rows, kOfState),
                                                   slab_of(rows, kOfMiddle)};
         const Index of_inputs = gradients_.weight_ih ? slabs[0].panels() : 0;

@@ -2,9 +2,13 @@
 // W h(t-1) and the gates, fused.
 #pragma once
 
+#include "one_row.hpp"
 #include "pass.hpp"
 
 namespace throughtime {
+
+// Up to so many rows of x are multiplied one by one with the weights as they stand.
+inline constexpr Index kSingleRows = 4;
 
 template <class Format>
 class Forward : Pass<Format> {
@@ -20,8 +24,14 @@ class Forward : Pass<Format> {
         of_inputs_ = {problem.inputs, gates_, h_};
         of_state_ = {p_, gates_, h_};
         of_middle_ = {h_, 1, p_};
-        of_inputs_.data = buffers_.template take<Packed>(of_inputs_.size());
-        of_state_.data = buffers_.template take<Packed>(of_state_.size());
+        alone_ = problem.batch == 1;
+        as_it_stands_ = alone_ && !Format::kRounds && !has_two_products(problem.cell);
+        turned_ = alone_ && schedule_.rows() <= kBlockRows;
+        row_by_row_ = turned_ && !Format::kRounds && schedule_.rows() <= kSingleRows;
+        of_rows_ = {problem.inputs, 1, schedule_.rows()};
+        if (!turned_) of_inputs_.data = buffers_.template take<Packed>(of_inputs_.size());
+        else if (!row_by_row_) of_rows_.data = buffers_.template take<Packed>(of_rows_.size());
+        if (!as_it_stands_) of_state_.data = buffers_.template take<Packed>(of_state_.size());
         if (problem.weight_hr) of_middle_.data = buffers_.template take<Packed>(of_middle_.size());
         stride_ = padded_stride<Format>(round_up(p_, Format::kUnit));
         middle_stride_ = padded_stride<Format>(round_up(h_, Format::kUnit));
@@ -38,16 +48,14 @@ class Forward : Pass<Format> {
         biases_size_ = gates_ * split.most_panels(of_state_.group_panels()) * kWidth<Format>;
         biases_ = buffers_.template take<Real>(threads * biases_size_);
         places_ = buffers_.template take<Index>(threads * (chunk_rows(split) + problem.batch));
+        if (turned_ && !row_by_row_) turned_values_ = buffers_.template take<Real>(threads * turned_size());
     }
 
     void run(const Member& member) {
-        for (Index p = next_[0]++; p < of_inputs_.panels(); p = next_[0]++)
-            pack_weight_rows(of_inputs_, p, problem_.weight_ih);
-        for (Index p = next_[1]++; p < of_state_.panels(); p = next_[1]++)
-            pack_weight_rows(of_state_, p, problem_.weight_hh);
-        if (problem_.weight_hr)
-            for (Index p = next_[2]++; p < of_middle_.panels(); p = next_[2]++)
-                pack_weight_rows(of_middle_, p, problem_.weight_hr);
+        pack(next_[0], of_inputs_, problem_.weight_ih);
+        pack(next_[1], of_state_, problem_.weight_hh);
+        pack(next_[2], of_middle_, problem_.weight_hr);
+        pack(next_[3], of_rows_, problem_.x);
         if (member.index == 0) begin();
         member.wait();
         this->with_cell([&]<Cell cell>() { loop<cell>(member); });
@@ -63,6 +71,12 @@ class Forward : Pass<Format> {
     }
 
   private:
+    // Where there is a place for it.
+    static void pack(std::atomic<Index>& next, const Panels<Format>& panels, const Real* rows) {
+        if (!panels.data) return;
+        for (Index p = next++; p < panels.panels(); p = next++) pack_weight_rows(panels, p, rows);
+    }
+
     // What x contributes is computed for some steps at a time, so that it is still in the cache when they come.
     static Index chunk_rows(const Split& split, Index batch) {
         const Index rows = split.most_rows(batch);
@@ -133,9 +147,75 @@ class Forward : Pass<Format> {
                 scratch);
     }
 
+    // The same for one sequence of few steps, with U as it stands: packing it would take longer than the product. Its rows
+    // are those of A, x's are the columns of B, and the result, turned, is turned back.
+    void project_turned(const Member& member, Packed* scratch, Projected& projected) {
+        const Index rows = schedule_.rows();
+        projected.next = 0;
+        projected.end = schedule_.steps();
+        const Index count = std::min(projected.width, h_ - projected.first);
+        for (Index gate = 0; gate < gates_; ++gate) {
+            const Real* weight = problem_.weight_ih + (gate * h_ + projected.first) * problem_.inputs;
+            const Real* biases = projected.biases + gate * projected.width;
+            Real* to = projected.values + gate * projected.width;
+            const Index step = gates_ * projected.width;
+            if (row_by_row_) {
+                for (Index s = 0; s < rows; ++s) {
+                    Real* own = to + s * step;
+                    multiply_rows(weight, problem_.inputs, count, problem_.x + schedule_.place(s, 0) * problem_.inputs, own);
+                    for (Index u = 0; u < count; ++u) own[u] += biases[u];
+                }
+                continue;
+            }
+            Real* values = turned_values_ + member.index * turned_size();  // (unit, memory's step)
+            const Index stride = turned_stride();
+            const auto row = [&](Index u) { return weight + u * problem_.inputs; };
+            for (Index begin = 0; begin < count; begin += kTurnedUnits) {
+                const Index end = std::min(count, begin + kTurnedUnits);
+                multiply_block<Format>(
+                    begin, end, RowsOfA<Format, decltype(row)>{row}, of_rows_, Columns{0, of_rows_.panels(), 0, true},
+                    [&](Index u) { return values + (u - begin) * stride; }, false, nullptr, scratch);
+                for (Index u = begin; u < end; u += kLanes<Real>)
+                    turn_back(values + (u - begin) * stride, load(biases + u), to + u, step);
+            }
+        }
+    }
+
+    // kLanes units of all steps.
+    void turn_back(const Real* values, Vector<Real> bias, Real* to, Index step) const {
+        const Index rows = schedule_.rows(), stride = turned_stride();
+        for (Index first = 0; first < rows; first += kLanes<Real>) {
+            Vector<Real> block[kLanes<Real>];
+            for (int i = 0; i < kLanes<Real>; ++i) block[i] = load(values + i * stride + first);
+            transpose<Real>(block);
+            for (Index i = 0; i < std::min<Index>(kLanes<Real>, rows - first); ++i) {
+                const Index s = problem_.reverse ? rows - 1 - first - i : first + i;
+                store(to + s * step, block[i] + bias);
+            }
+        }
+    }
+
+    static constexpr Index kTurnedUnits = kBlockRows / kLanes<Real> * kLanes<Real>;
+    Index turned_stride() const { return of_rows_.panels() * kWidth<Format>; }
+    Index turned_size() const { return kTurnedUnits * turned_stride(); }
+
+    // W h(t-1) of one sequence, with W as it stands.
+    template <class Visit>
+    void multiply_alone(const Packed* state, const Projected& projected, Real* sums, Visit visit) const {
+        constexpr Index kAtOnce = panels_at_once(1) * kWidth<Format>;  // what `sums` has room for
+        const Index end = std::min(h_, projected.first + projected.width);
+        for (Index first = projected.first; first < end; first += kAtOnce) {
+            const Index count = std::min(kAtOnce, end - first);
+            if constexpr (!Format::kRounds)
+                for (Index gate = 0; gate < gates_; ++gate)
+                    multiply_rows(problem_.weight_hh + (gate * h_ + first) * p_, p_, count, state, sums + gate * kAtOnce);
+            visit(0, first, static_cast<int>(count), sums, kAtOnce);
+        }
+    }
+
     template <Cell cell>
     void loop(const Member& member) {
-        constexpr bool kTwice = cell == Cell::kLstmProjected || cell == Cell::kGruBefore;
+        constexpr bool kTwice = has_two_products(cell);
         const Split split = this->split(member);
         const GroupTiles tiles(problem_.batch, split);
         Real* scratch = products_ + member.index * products_size<Format>(gates_);
@@ -143,23 +223,26 @@ class Forward : Pass<Format> {
         Projected projected = projected_of(member, split, tiles);
         for (Index s = 0; s < schedule_.steps(); ++s) {
             if (split.takes_part) {
-                if (s == projected.end) project(split, tiles, s, scratch_of_a, projected);
+                if (s == projected.end) {
+                    if (turned_) project_turned(member, scratch_of_a, projected);
+                    else project(split, tiles, s, scratch_of_a, projected);
+                }
                 projected.begin = projected.next;
                 tiles.each_row(schedule_.running(s), [&](Index) { ++projected.next; });
                 const StepProduct<Format> product{state_operand(s), stride_, &of_state_, 0,
                                                   cell == Cell::kGruBefore ? 2 : gates_, 0, p_};
-                multiply_step(product, split, tiles, schedule_.running(s), scratch,
-                              [&](Index j, Index first, int count, const Real* sums, Index width) {
-                                  const auto row = forward_row(s, j, first, count, sums, width, projected);
-                                  step_forward<cell>(row);
-                                  if constexpr (kTwice) {
-                                      constexpr Index kMiddle = cell == Cell::kGruBefore ? 3 : 4;
-                                      pack_row(row.saved + kMiddle * h_, first, first + count,
-                                               middle_ + j * middle_stride_);
-                                  } else {
-                                      pack_state(s + 1, j, first, first + count);
-                                  }
-                              });
+                const auto visit = [&](Index j, Index first, int count, const Real* sums, Index width) {
+                    const auto row = forward_row(s, j, first, count, sums, width, projected);
+                    step_forward<cell>(row);
+                    if constexpr (kTwice) {
+                        constexpr Index kMiddle = cell == Cell::kGruBefore ? 3 : 4;
+                        pack_row(row.saved + kMiddle * h_, first, first + count, middle_ + j * middle_stride_);
+                    } else {
+                        pack_state(s + 1, j, first, first + count);
+                    }
+                };
+                if (as_it_stands_) multiply_alone(state_operand(s), projected, scratch, visit);
+                else multiply_step(product, split, tiles, schedule_.running(s), scratch, visit);
             }
             if (split.together()) member.wait();
             if constexpr (kTwice) {
@@ -227,8 +310,13 @@ class Forward : Pass<Format> {
         return row;
     }
 
+    bool alone_;         // a single sequence
+    bool as_it_stands_;  // W is not packed
+    bool turned_;        // nor is U
+    bool row_by_row_;    // nor x
     Index stride_, middle_stride_;
     Panels<Format> of_inputs_, of_state_, of_middle_;
+    Panels<Format> of_rows_;         // x, where U is not packed
     std::array<Packed*, 2> states_;  // (B, stride): h(t-1) and h(t), in turn
     Packed* middle_;                 // (B, middle stride): o ⊙ tanh c, or r ⊙ h
     Real* h_now_;                    // (B, P), sorted
@@ -239,7 +327,8 @@ class Forward : Pass<Format> {
     Real* projected_;                // for each thread
     Index projected_size_, biases_size_;
     Index* places_;                  // for each thread
-    std::array<std::atomic<Index>, 3> next_{};
+    Real* turned_values_ = nullptr;  // for each thread
+    std::array<std::atomic<Index>, 4> next_{};
 };
 
 }  // namespace throughtime

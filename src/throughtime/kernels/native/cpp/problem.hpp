@@ -73,6 +73,8 @@ struct Gradients {
 
 inline constexpr bool is_lstm(Cell cell) { return cell == Cell::kLstm || cell == Cell::kLstmProjected; }
 inline constexpr bool is_gru(Cell cell) { return cell == Cell::kGru || cell == Cell::kGruBefore; }
+// In a step: W h(t-1), and R (o ⊙ tanh c) or W_n (r ⊙ h).
+inline constexpr bool has_two_products(Cell cell) { return cell == Cell::kLstmProjected || cell == Cell::kGruBefore; }
 inline constexpr int gates_of(Cell cell) { return is_lstm(cell) ? 4 : is_gru(cell) ? 3 : 1; }
 inline constexpr int saved_of(Cell cell) {
     return cell == Cell::kLstmProjected ? 5 : is_lstm(cell) || is_gru(cell) ? 4 : 1;

@@ -7,14 +7,17 @@
 
 namespace throughtime {
 
-// Members form a grid: `row_groups` times `unit_groups`. Rows are shared where the weights are small enough to stay in
-// each core's cache: then nobody waits for anybody within a sequence. Otherwise units are shared, so that each core
-// reads only its part of the weights, and all wait for each other at every step.
+// Members form a grid: `row_groups` times `unit_groups`. Rows are shared where each core has some for all that it reads of
+// the weights, from a cache of its own or, with more rows, from the one that all share: then nobody waits for anybody
+// within a sequence. Otherwise units are shared, so that each core reads only its part of the weights, and all wait for
+// each other at every step.
 struct Split {
     Split(const Member& member, Index batch, Index panels, Index weight_bytes) {
-        constexpr Index kPrivateCache = Index{5} << 18;  // 1.25 MiB
+        constexpr Index kPrivateCache = Index{5} << 18, kSharedCache = Index{16} << 20;  // bytes that stay there
         const Index members = member.count;
-        const bool by_rows = weight_bytes <= kPrivateCache && Tiles(batch).count >= members && batch >= 8 * members;
+        const Index rows_for_each = weight_bytes <= kPrivateCache ? 8 : 16;
+        const bool by_rows = weight_bytes <= kSharedCache && batch >= rows_for_each * members &&
+                             Tiles(batch).count >= members;
         unit_groups = by_rows ? 1 : std::min(members, panels);
         row_groups = std::min(members / unit_groups, std::max<Index>(1, Tiles(batch).count));
         unit_group = member.index % unit_groups;

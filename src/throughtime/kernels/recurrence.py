@@ -38,6 +38,13 @@ class StepEquations(Protocol):
         ...
 
 
+class Lookup(NamedTuple):
+    """Where inputs come from: x(t) of a sequence is the row of `weight` (V, I) that its token says."""
+
+    tokens: Int[Tensor, "T B"]
+    weight: Float[Tensor, "V I"]
+
+
 @dataclass(frozen=True)
 class Recurrence:
     """One cell over τ steps: inputs, state and all that modifies the plain recurrence.
@@ -45,7 +52,9 @@ class Recurrence:
     `state` is the cell's own NamedTuple, its first field h, the output. A sequence shorter than T stops at its
     length: later outputs are zero, its state stays. `resets[t, b]` means that a new sequence begins there: the
     state before step t is zero. With `reverse` time runs from the last step to the first. `zoneout` holds, for
-    each field of the state, the share of the old value that is kept at each step (Krueger et al. 2017).
+    each field of the state, the share of the old value that is kept at each step (Krueger et al. 2017). `lookup` tells
+    where `inputs` come from, so that an engine may multiply each row of a table once, however often it comes; then the
+    inputs' gradient goes to the table, and `inputs` themselves may get none.
     """
 
     cell: StepEquations
@@ -57,6 +66,7 @@ class Recurrence:
     recurrent_mask: Float[Tensor, "B H"] | None = None
     zoneout: Sequence[Float[Tensor, "T B _"] | None] | None = None
     record: bool = False
+    lookup: Lookup | None = None
 
 
 class Unfolded(NamedTuple):

@@ -68,6 +68,7 @@ def model_flow(
     finally:
         handle.remove()
     ((x, *given), options), generator = calls[0], torch.Generator().manual_seed(seed)
+    options.pop("lookup", None)  # where x comes from, which is of no interest here
     # Autocast, which may have made x shorter, ends with the model's own call.
     x = x.detach().to(next(layer.parameters()).dtype)
     with in_evaluation_mode(model):

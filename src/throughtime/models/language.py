@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from throughtime.configuration import Section, validate
 from throughtime.errors import ShapeError
+from throughtime.kernels import Lookup
 from throughtime.layers import IGNORED, LockedDropout, Readout, in_evaluation_mode, linear_cross_entropy
 from throughtime.models.model import Model
 from throughtime.models.probability import SequenceLogProb
@@ -161,7 +162,10 @@ class LanguageModel(Model):
         if tokens.dtype != torch.int64:
             raise ShapeError(f"LanguageModel: tokens must be int64, got {tokens.dtype}; use tokens.long()")
         x = self.step_dropout(self._embed(tokens))  # (T, B, E)
-        h, after = self.recurrent(x, self._unflatten(state), **borders)  # (T, B, H)
+        # The few types of a small vocabulary need be multiplied only once each, if nothing was dropped from them.
+        dropped = self.training and (self.embedding_dropout > 0 or self.step_dropout.p > 0)
+        lookup = None if dropped else Lookup(tokens, self.embedding.weight)
+        h, after = self.recurrent(x, self._unflatten(state), lookup=lookup, **borders)  # (T, B, H)
         return self.locked_dropout(self.step_dropout(h)), _flatten(after)
 
     def _embed(self, tokens: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from throughtime import kernels
 from throughtime.cells import by_torch_names, check_dtype
 from throughtime.errors import ShapeError, UsageError
-from throughtime.kernels import Recurrence, StepEquations, Unfolded
+from throughtime.kernels import Lookup, Recurrence, StepEquations, Unfolded
 from throughtime.layers import checked_probability, locked_mask, zoneout_masks
 from throughtime.nn.packed import pack_like, unpack
 from throughtime.nn.parameters import StackedParameters, suffix_of
@@ -129,6 +129,7 @@ class RecurrentLayer(StackedParameters):
         resets: Bool[Tensor, "T B"] | Bool[Tensor, " T"] | None = None,
         return_states: str | None = None,
         checkpoint: str | int | MemoryBudget | None = None,
+        lookup: Lookup | None = None,
         **torch_names: Any,
     ) -> Any:
         """Run the layers over a batch of sequences.
@@ -141,6 +142,8 @@ class RecurrentLayer(StackedParameters):
                 sequence: its state is cleared before step t.
             return_states: "all" returns every state and gate too.
             checkpoint: as of `tt.unfold`, for each layer and direction: less memory, the same gradients.
+            lookup: the tokens, laid out as the inputs, and the table (V, I) whose rows these are. An engine may then
+                multiply each row of the table once, however often it comes; the gradient then goes to the table.
             torch_names: `input=` and `hx=`, as PyTorch calls inputs and state.
 
         Returns:
@@ -148,7 +151,7 @@ class RecurrentLayer(StackedParameters):
             `states[layer][direction]`, a `StepStates` each.
 
         Raises:
-            ShapeError: inputs, state or lengths that do not fit.
+            ShapeError: inputs, state, lengths or a lookup that do not fit.
             EngineError: the engine asked for by name cannot run this.
             UsageError: an unknown `return_states`; a `checkpoint` that there is not, or together with every state.
         """
@@ -158,7 +161,8 @@ class RecurrentLayer(StackedParameters):
             raise UsageError(f"{type(self).__name__}: return_states must be 'all' or None, got {return_states!r}")
         run = engine_run(self.engine, checkpoint, who=type(self).__name__)
         if return_states is None:
-            return self.walk(lambda call, _: run(call), inputs, state, lengths=lengths, resets=resets)
+            of_place = self._looking_up(run, inputs, lookup if checkpoint is None else None)
+            return self.walk(of_place, inputs, state, lengths=lengths, resets=resets)
         found: list[list[Unfolded]] = [[] for _ in range(self.num_layers)]
 
         def recorded(call: Recurrence, place: Place) -> Unfolded:
@@ -168,6 +172,20 @@ class RecurrentLayer(StackedParameters):
         outputs, final = self.walk(recorded, inputs, state, lengths=lengths, resets=resets)
         batched = isinstance(inputs, PackedSequence) or inputs.dim() == 3
         return outputs, final, tuple(tuple(self._step_states(u, batched) for u in layer) for layer in found)
+
+    def _looking_up(self, run: Callable[[Recurrence], Unfolded], inputs: Any, lookup: Lookup | None) -> Run:
+        """`run`, told where the inputs of the first layer were looked up, if dropout leaves them as they were there."""
+        if lookup is None or (self.variational_dropout and self.training):
+            return lambda call, _: run(call)
+        if not isinstance(inputs, Tensor) or inputs.shape != (*lookup.tokens.shape, lookup.weight.shape[-1]):
+            raise ShapeError(
+                f"{type(self).__name__}: lookup must be tokens and the table that the inputs are rows of, got tokens "
+                f"{tuple(lookup.tokens.shape)} and a table {tuple(lookup.weight.shape)} for inputs "
+                f"{tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__}"
+            )
+        tokens = lookup.tokens.transpose(0, 1) if self.batch_first else lookup.tokens
+        told = lookup._replace(tokens=tokens)
+        return lambda call, place: run(call if place.layer else replace(call, lookup=told))
 
     def walk(
         self,

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from throughtime.kernels.native.arguments import Arguments
+from throughtime.kernels.native.lookup import Table, worthwhile
 from throughtime.kernels.native.operators import (
     DIFFERENTIABLE,
     Deltas,
     recurrence,
     recurrence_backward,
     recurrence_deltas,
+    run_backward,
+    run_forward,
 )
 from throughtime.kernels.native.translation import arguments_of, unfolded_of
 from throughtime.kernels.recurrence import Recurrence, Unfolded
@@ -53,12 +56,15 @@ def run_differentiably(call: Recurrence, watch: Watch | None = None) -> Unfolded
     """
     # How the results are grouped is learnt in the forward pass: autograd passes flat tuples.
     groups: list[Unfolded] = []
-    results = _Node.apply(call, groups, watch, *differentiable_tensors(call))  # type: ignore[no-untyped-call]
+    rows = call.lookup.weight if watch is None and worthwhile(call) and call.lookup is not None else None
+    results = _Node.apply(call, groups, watch, rows, *differentiable_tensors(call))  # type: ignore[no-untyped-call]
     return grouped(results, groups[0])
 
 
-# The arguments of the node before the tensors.
-_PLAIN = 3
+# The arguments of the node before the call's tensors.
+_PLAIN = 4
+# Of these, the one that has a gradient: the table that inputs are looked up in.
+_ROWS = 3
 # What is differentiated in a call that is watched: the rest are the weights.
 _OF_CALL = ("inputs", "h_first", "c_first")
 
@@ -66,10 +72,21 @@ _OF_CALL = ("inputs", "h_first", "c_first")
 class _Node(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, call: Recurrence, groups: list[Unfolded], watch: Watch | None, *tensors: Tensor | None
+        ctx: Any,
+        call: Recurrence,
+        groups: list[Unfolded],
+        watch: Watch | None,
+        rows: Tensor | None,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         arguments = arguments_of(call)
-        results = recurrence(arguments, keep=True)
+        ctx.table = None
+        if rows is not None and call.lookup is not None:
+            ctx.table = table = Table(arguments, call.lookup)
+            arguments = table.arguments
+            results = run_forward(arguments, True, table.places())
+        else:
+            results = recurrence(arguments, keep=True)
         unfolded = unfolded_of(call, arguments, results)
         groups.append(unfolded)
         ctx.rebuild = rebuilder(call)
@@ -77,13 +94,13 @@ class _Node(torch.autograd.Function):
         ctx.plain = arguments[:3]
         ctx.autocast = autocast_now("cpu")
         outputs, _, _, saved, cells = results
-        ctx.save_for_backward(*tensors, *arguments[3:], outputs, saved, cells)
+        ctx.save_for_backward(rows, *tensors, *arguments[3:], outputs, saved, cells)
         ctx.set_materialize_grads(False)
         return tuple(result.detach() for result in flat(unfolded))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        *tensors, outputs, saved, cells = ctx.saved_tensors
+        _, *tensors, outputs, saved, cells = ctx.saved_tensors
         count = len(Arguments._fields) - len(ctx.plain)
         tensors, given = tensors[:-count], tensors[-count:]
         if torch.is_grad_enabled():
@@ -92,9 +109,15 @@ class _Node(torch.autograd.Function):
         arguments = Arguments(*ctx.plain, *given)
         names = ctx.names
         wanted = [name in names and ctx.needs_input_grad[_PLAIN + names.index(name)] for name in DIFFERENTIABLE]
+        if ctx.table is not None:
+            wanted[0] = ctx.needs_input_grad[_ROWS]
         of_results = _gradients_of_results(arguments, ctx.record, saved, gradients)
         if not any(wanted) or all(gradient is None for gradient in of_results):
             return (None,) * (_PLAIN + len(names))
+        if ctx.table is not None:
+            by_name = _through_table(ctx.table, arguments, (outputs, saved, cells), of_results, wanted)
+            of_rows = by_name.pop("inputs", None)
+            return (*(None,) * _ROWS, of_rows, *(by_name.get(name) for name in names))
         if ctx.watch is None:
             found = recurrence_backward(arguments, outputs, saved, cells, of_results, wanted)
         else:
@@ -103,6 +126,25 @@ class _Node(torch.autograd.Function):
             ctx.watch(BackwardPass(arguments, outputs, saved, cells, deltas))
         by_name = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, wanted, strict=True) if want}
         return (None,) * _PLAIN + tuple(by_name.get(name) for name in names)
+
+
+def _through_table(
+    table: Table,
+    arguments: Arguments,
+    results: tuple[Tensor, Tensor, Tensor],
+    of_results: tuple[Tensor | None, ...],
+    wanted: list[bool],
+) -> dict[str, Tensor]:
+    """The gradients that are wanted, by name, "inputs" being those of the table's rows."""
+    by_name = dict(zip(DIFFERENTIABLE, wanted, strict=True))
+    of_call = [
+        want and name not in ("inputs", "weight_ih") and getattr(arguments, name) is not None
+        for name, want in by_name.items()
+    ]
+    of_table = table.gradient()
+    found = run_backward(arguments, results, of_results, of_call, table.places() | {"d_table": of_table})
+    rest = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, of_call, strict=True) if want}
+    return rest | table.gradients(of_table, by_name)
 
 
 def _names(call: Recurrence) -> list[str]:

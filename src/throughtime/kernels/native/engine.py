@@ -10,7 +10,8 @@ from torch.autograd import forward_ad
 from throughtime.kernels.native import library
 from throughtime.kernels.native.autograd import run_differentiably
 from throughtime.kernels.native.custom import engine as custom
-from throughtime.kernels.native.operators import recurrence
+from throughtime.kernels.native.lookup import Table, worthwhile
+from throughtime.kernels.native.operators import recurrence, run_forward
 from throughtime.kernels.native.translation import PRECISIONS, arguments_of, unfolded_of
 from throughtime.kernels.recurrence import Recurrence, Unfolded
 from throughtime.kernels.twice import differentiable_tensors
@@ -42,6 +43,9 @@ class NativeEngine:
         if keep and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return run_differentiably(call)
         arguments = arguments_of(call)
+        if call.lookup is not None and worthwhile(call):
+            table = Table(arguments, call.lookup)
+            return unfolded_of(call, table.arguments, run_forward(table.arguments, keep, table.places()))
         return unfolded_of(call, arguments, recurrence(arguments, keep))
 
 

@@ -131,7 +131,7 @@ def recurrence_deltas(
     )
     named = {"d_sums": deltas.sums, "d_states": deltas.h, "d_cells_of_steps": deltas.c}
     places = {name: place for name, place in named.items() if place is not None}
-    return _run_backward(arguments, (outputs, saved, cells), gradients, wanted, places), deltas
+    return run_backward(arguments, (outputs, saved, cells), gradients, wanted, places), deltas
 
 
 @functools.cache
@@ -178,9 +178,15 @@ def _results(
 
 def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     *first, keep = given
-    arguments = Arguments(*first)
+    return run_forward(Arguments(*first), keep, {})
+
+
+def run_forward(
+    arguments: Arguments, keep: bool, places: dict[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`recurrence` past the dispatcher; `places` has what else the kernel reads, by name."""
     results = outputs, h_last, c_last, saved, cells = _results(arguments, keep, kept_memory)
-    tensors = arguments.contiguous() | {"outputs": outputs, "h_last": h_last}
+    tensors = arguments.contiguous() | {"outputs": outputs, "h_last": h_last} | places
     if keep:
         tensors["saved"] = saved
     elif arguments.cell in ("lstm_projected", "gru_before"):
@@ -212,17 +218,17 @@ def _gradients(arguments: Arguments, wanted: list[bool], new: Callable[..., Tens
 def _backward(*given: Any) -> tuple[Tensor, ...]:
     count = len(Arguments._fields)
     outputs, saved, cells, *gradients, wanted = given[count:]
-    return _run_backward(Arguments(*given[:count]), (outputs, saved, cells), tuple(gradients), wanted, {})
+    return run_backward(Arguments(*given[:count]), (outputs, saved, cells), tuple(gradients), wanted, {})
 
 
-def _run_backward(
+def run_backward(
     arguments: Arguments,
     results: tuple[Tensor, Tensor, Tensor],
     of_results: tuple[Tensor | None, ...],
     wanted: list[bool],
     places: dict[str, Tensor],
 ) -> tuple[Tensor, ...]:
-    """The gradients of `DIFFERENTIABLE`; what else the kernel finds goes to `places`, by name."""
+    """`recurrence_backward` past the dispatcher; `places` has what else the kernel reads and writes, by name."""
     outputs, saved, cells = results
     # Hooks on saved tensors may hand them back in another layout.
     tensors = arguments.contiguous() | {"outputs": outputs.contiguous(), "saved": saved.contiguous()}

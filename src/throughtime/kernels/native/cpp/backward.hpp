@@ -74,7 +74,7 @@ class Backward : Pass<Format> {
   private:
     // Counters of pieces: for the whole pass, and for each chunk of steps.
     static constexpr Index kFixed = 3;
-    static constexpr Index kPerChunk = 8;
+    static constexpr Index kPerChunk = 9;
 
     Index chunks() const { return ceil_divide(schedule_.steps(), chunk_steps_); }
 
@@ -137,6 +137,7 @@ class Backward : Pass<Format> {
             if (gradients_.x) inputs(member, rows);
             weights(member, rows);
             sums(rows);
+            if (gradients_.table) table(rows);
             if (gradients_.sums) hand_out(rows);
             member.wait();
         }
@@ -278,6 +279,21 @@ class Backward : Pass<Format> {
             member, rows.next[0], rows.end - rows.begin, RowsOfA<Format, decltype(row)>{row}, of_inputs_,
             [&](Index k) { return gradients_.x + schedule_.place(rows.begin + k) * problem_.inputs; }, false, nullptr,
             scratch_ + member.index * kScratchOfA<Format>);
+    }
+
+    // The gradient of a table is what its rows' uses add up to: each column by one member, over the rows in one order.
+    void table(const Chunk& rows) const {
+        constexpr Index kColumns = 128;
+        const Index width = gates_ * h_;
+        std::atomic<Index>& next = rows.next[8];
+        for (Index first = kColumns * next++; first < width; first = kColumns * next++) {
+            const Index count = std::min(kColumns, width - first);
+            for (Index k = 0; k < rows.end - rows.begin; ++k) {
+                const Real* from = d_sums_at(k) + first;
+                Real* to = gradients_.table + problem_.tokens[schedule_.place(rows.begin + k)] * width + first;
+                for (Index i = 0; i < count; ++i) to[i] += from[i];
+            }
+        }
     }
 
     // What da is multiplied with: x, h(t-1), or the middle of a step with two products.

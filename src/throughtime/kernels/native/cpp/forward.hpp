@@ -26,11 +26,11 @@ class Forward : Pass<Format> {
         of_middle_ = {h_, 1, p_};
         alone_ = problem.batch == 1;
         as_it_stands_ = alone_ && !Format::kRounds && !has_two_products(problem.cell);
-        turned_ = alone_ && schedule_.rows() <= kBlockRows;
+        turned_ = alone_ && !problem.table && schedule_.rows() <= kBlockRows;
         row_by_row_ = turned_ && !Format::kRounds && schedule_.rows() <= kSingleRows;
         of_rows_ = {problem.inputs, 1, schedule_.rows()};
-        if (!turned_) of_inputs_.data = buffers_.template take<Packed>(of_inputs_.size());
-        else if (!row_by_row_) of_rows_.data = buffers_.template take<Packed>(of_rows_.size());
+        if (!turned_ && !problem.table) of_inputs_.data = buffers_.template take<Packed>(of_inputs_.size());
+        if (turned_ && !row_by_row_) of_rows_.data = buffers_.template take<Packed>(of_rows_.size());
         if (!as_it_stands_) of_state_.data = buffers_.template take<Packed>(of_state_.size());
         if (problem.weight_hr) of_middle_.data = buffers_.template take<Packed>(of_middle_.size());
         stride_ = padded_stride<Format>(round_up(p_, Format::kUnit));
@@ -43,9 +43,10 @@ class Forward : Pass<Format> {
         products_ = buffers_.template take<Real>(threads * products_size<Format>(gates_));
         // One member alone, where others have the threads, needs no more than all together.
         const Split split = this->split(Member{0, threads, nullptr});
-        projected_size_ = chunk_rows(split) * gates_ * split.most_panels(of_state_.group_panels()) * kWidth<Format>;
+        const Index width = split.most_panels(of_state_.group_panels()) * kWidth<Format>;
+        projected_size_ = problem.table ? 0 : chunk_rows(split) * gates_ * width;
         projected_ = buffers_.template take<Real>(threads * projected_size_);
-        biases_size_ = gates_ * split.most_panels(of_state_.group_panels()) * kWidth<Format>;
+        biases_size_ = gates_ * width;
         biases_ = buffers_.template take<Real>(threads * biases_size_);
         places_ = buffers_.template take<Index>(threads * (chunk_rows(split) + problem.batch));
         if (turned_ && !row_by_row_) turned_values_ = buffers_.template take<Real>(threads * turned_size());
@@ -223,7 +224,7 @@ class Forward : Pass<Format> {
         Projected projected = projected_of(member, split, tiles);
         for (Index s = 0; s < schedule_.steps(); ++s) {
             if (split.takes_part) {
-                if (s == projected.end) {
+                if (s == projected.end && !problem_.table) {
                     if (turned_) project_turned(member, scratch_of_a, projected);
                     else project(split, tiles, s, scratch_of_a, projected);
                 }
@@ -291,9 +292,14 @@ class Forward : Pass<Format> {
         row.units = h_;
         row.first = first;
         row.count = count;
-        row.inputs = projected.values + (projected.begin + projected.own[j]) * gates_ * projected.width +
-                     (first - projected.first);
-        row.inputs_stride = projected.width;
+        if (problem_.table) {
+            row.inputs = problem_.table + problem_.tokens[place] * gates_ * h_ + first;
+            row.inputs_stride = h_;
+        } else {
+            row.inputs = projected.values + (projected.begin + projected.own[j]) * gates_ * projected.width +
+                         (first - projected.first);
+            row.inputs_stride = projected.width;
+        }
         row.product = product;
         row.product_stride = stride;
         row.saved = problem_.saved ? problem_.saved + place * saved_ * h_ : nullptr;

@@ -22,6 +22,8 @@ struct Problem {
     Index steps, batch, inputs, units, state;
     bool reverse;
     const Real* x;          // (T, B, I)
+    const std::int64_t* tokens;  // (T, B), where x is a row of a table: which one
+    const Real* table;           // (V, G H), what each contributes, U x and the biases; then there is no x, and I is 0
     const Real* weight_ih;  // (G H, I)
     const Real* weight_hh;  // (G H, P)
     const Real* weight_hr;  // (P, H)
@@ -54,6 +56,7 @@ struct Gradients {
     const Real* saved;     // (T, B, S H), of the gates handed out
 
     Real* x;          // (T, B, I)
+    Real* table;      // (V, G H), zeros before
     Real* weight_ih;  // (G H, I)
     Real* weight_hh;  // (G H, P)
     Real* weight_hr;  // (P, H)

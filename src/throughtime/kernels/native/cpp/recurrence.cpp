@@ -43,6 +43,8 @@ Problem<Real> problem_of(const std::string& cell, const nb::tuple& sizes, bool r
     problem.state = n.state;
     problem.reverse = reverse;
     problem.x = a.at<const Real>("inputs");
+    problem.tokens = a.at<const std::int64_t>("tokens");
+    problem.table = a.at<const Real>("table");
     problem.weight_ih = a.at<const Real>("weight_ih");
     problem.weight_hh = a.at<const Real>("weight_hh");
     problem.weight_hr = a.at<const Real>("weight_hr");
@@ -74,6 +76,7 @@ Gradients<Real> gradients_of(const nb::dict& tensors) {
     gradients.cells = a.at<const Real>("d_cells");
     gradients.saved = a.at<const Real>("d_saved");
     gradients.x = a.at<Real>("d_inputs");
+    gradients.table = a.at<Real>("d_table");
     gradients.weight_ih = a.at<Real>("d_weight_ih");
     gradients.weight_hh = a.at<Real>("d_weight_hh");
     gradients.weight_hr = a.at<Real>("d_weight_hr");

@@ -1,8 +1,8 @@
 // C = A B, by one register-blocked micro-kernel on packed panels: every product of the engine.
 //
-// B stands in panels of kWidth columns, for each panel its whole depth: (panel, depth / kUnit, kWidth, kUnit). The parts of
-// kBlockDepth steps of the kTilePanels panels of a tile fit the first cache, where all rows of A pass by them. A stands in
-// one of two layouts:
+// B stands in panels of kWidth columns, for each panel its whole depth: (panel, depth / kUnit, kWidth, kUnit). All rows of A
+// pass by the kTilePanels panels of a tile, kBlockDepth steps of depth at a time, which fit the first cache, or stream from
+// the second. A stands in one of two layouts:
 //   kRowMajor    (row, depth), rows `stride` apart: how activations stand in the time loop
 //   kInterleaved (tile, depth / kUnit, rows of the tile, kUnit): how a transposed matrix is packed without turning it;
 //                and with kUnit = 1, how it stands in memory, if the steps of depth are as far apart as its rows
@@ -47,8 +47,13 @@ inline constexpr Index kBlockTiles = 16;
 inline constexpr Index kLeastTiles = 6;
 #endif
 inline constexpr int kPanelVectors = 2;
+#if defined(__AVX512BF16__)
+inline constexpr Index kBlockUnits = 256;  // the second cache is as fast as these processors multiply
+#else
+inline constexpr Index kBlockUnits = 256 / kTilePanels;
+#endif
 template <class Format>
-inline constexpr Index kBlockDepth = 256 / kTilePanels * Format::kUnit;
+inline constexpr Index kBlockDepth = kBlockUnits * Format::kUnit;
 inline constexpr Index kBlockRows = kBlockTiles * kTileRows;
 inline constexpr Index kLeastRows = kLeastTiles * kTileRows;  // of a block that is smaller so that all members have one
 

@@ -290,6 +290,17 @@ def test_sizes_beyond_the_blocks_of_the_products(cell: str, isa: str, precision:
     check(Case(cell, steps=3, batch=130, inputs=270, units=300, ragged=True, record=True, threads=3), precision, isa)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@every_isa
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "lstm projected", "gru"])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("steps", [1, 4, 5, 230])
+def test_one_sequence(steps: int, reverse: bool, cell: str, isa: str, precision: str) -> None:
+    # Its weights are read as they stand: row by row for few steps, turned for more, packed for very many.
+    units = 530 if steps == 1 else 70  # long rows are read one by one
+    check(Case(cell, steps, batch=1, inputs=130, units=units, reverse=reverse, mask=True), precision, isa)
+
+
 @every_isa
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("steps", [0, 3])

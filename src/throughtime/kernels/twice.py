@@ -124,7 +124,9 @@ def rebuilder(call: Recurrence) -> Rebuild:
     """What makes the call anew on other `differentiable_tensors`, in their order, and holds on to none."""
     cell: Any = call.cell
     of_cell = {field.name: getattr(cell, field.name) for field in fields(cell) if field.name != "weights"}
-    of_call = {f.name: getattr(call, f.name) for f in fields(call) if f.name not in ("cell", "inputs", "state")}
+    of_call = {
+        f.name: getattr(call, f.name) for f in fields(call) if f.name not in ("cell", "inputs", "state", "lookup")
+    }
     cell_type, weights_type, state_type, count = type(cell), type(cell.weights), type(call.state), len(call.state)
 
     def rebuild(tensors: Sequence[Tensor | None]) -> Recurrence:

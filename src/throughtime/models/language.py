@@ -162,9 +162,7 @@ class LanguageModel(Model):
         if tokens.dtype != torch.int64:
             raise ShapeError(f"LanguageModel: tokens must be int64, got {tokens.dtype}; use tokens.long()")
         x = self.step_dropout(self._embed(tokens))  # (T, B, E)
-        # The few types of a small vocabulary need be multiplied only once each, if nothing was dropped from them.
-        dropped = self.training and (self.embedding_dropout > 0 or self.step_dropout.p > 0)
-        lookup = None if dropped else Lookup(tokens, self.embedding.weight)
+        lookup = Lookup(tokens, self.embedding.weight) if self._embeds_plainly() else None
         h, after = self.recurrent(x, self._unflatten(state), lookup=lookup, **borders)  # (T, B, H)
         return self.locked_dropout(self.step_dropout(h)), _flatten(after)
 
@@ -181,6 +179,18 @@ class LanguageModel(Model):
             return x
         kept = torch.rand(self.vocabulary_size, device=tokens.device) >= self.embedding_dropout
         return x * (kept[tokens] / (1 - self.embedding_dropout))[..., None].to(x.dtype)
+
+    def _embeds_plainly(self) -> bool:
+        """Whether the layers' inputs are just rows of the embedding's weight: each need be multiplied only once."""
+        own = type(self)._embed is LanguageModel._embed and type(self.embedding) is nn.Embedding
+        parts = (self.embedding, self.step_dropout)
+        hooked = any(
+            p._forward_hooks or p._forward_pre_hooks or p._backward_hooks or p._backward_pre_hooks for p in parts
+        )
+        dropped = (self.training and self.embedding_dropout > 0) or (
+            self.step_dropout.training and self.step_dropout.p > 0
+        )
+        return own and not hooked and not dropped
 
     def _unflatten(self, state: Sequence[Tensor] | None) -> Any:
         if state is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -142,8 +142,10 @@ class RecurrentLayer(StackedParameters):
                 sequence: its state is cleared before step t.
             return_states: "all" returns every state and gate too.
             checkpoint: as of `tt.unfold`, for each layer and direction: less memory, the same gradients.
-            lookup: the tokens, laid out as the inputs, and the table (V, I) whose rows these are. An engine may then
-                multiply each row of the table once, however often it comes; the gradient then goes to the table.
+            lookup: the tokens, laid out as the inputs, and the table (V, I), if the inputs are just `table[tokens]`, in
+                the same graph. An engine may then multiply each row of the table once, however often it comes; the
+                gradient goes from there to the table, past the inputs. Without effect with `checkpoint`, with
+                `return_states`, and where variational dropout scales the inputs.
             torch_names: `input=` and `hx=`, as PyTorch calls inputs and state.
 
         Returns:
@@ -160,9 +162,15 @@ class RecurrentLayer(StackedParameters):
         if return_states not in (None, "all"):
             raise UsageError(f"{type(self).__name__}: return_states must be 'all' or None, got {return_states!r}")
         run = engine_run(self.engine, checkpoint, who=type(self).__name__)
+        told = None if lookup is None else self._checked_lookup(lookup, inputs)
         if return_states is None:
-            of_place = self._looking_up(run, inputs, lookup if checkpoint is None else None)
-            return self.walk(of_place, inputs, state, lengths=lengths, resets=resets)
+            if checkpoint is not None or (self.variational_dropout and self.training):
+                told = None
+
+            def looking_up(call: Recurrence, place: Place) -> Unfolded:
+                return run(call if place.layer or told is None else replace(call, lookup=told))
+
+            return self.walk(looking_up, inputs, state, lengths=lengths, resets=resets)
         found: list[list[Unfolded]] = [[] for _ in range(self.num_layers)]
 
         def recorded(call: Recurrence, place: Place) -> Unfolded:
@@ -173,19 +181,23 @@ class RecurrentLayer(StackedParameters):
         batched = isinstance(inputs, PackedSequence) or inputs.dim() == 3
         return outputs, final, tuple(tuple(self._step_states(u, batched) for u in layer) for layer in found)
 
-    def _looking_up(self, run: Callable[[Recurrence], Unfolded], inputs: Any, lookup: Lookup | None) -> Run:
-        """`run`, told where the inputs of the first layer were looked up, if dropout leaves them as they were there."""
-        if lookup is None or (self.variational_dropout and self.training):
-            return lambda call, _: run(call)
-        if not isinstance(inputs, Tensor) or inputs.shape != (*lookup.tokens.shape, lookup.weight.shape[-1]):
+    def _checked_lookup(self, lookup: Lookup, inputs: Any) -> Lookup:
+        """With tokens (T, B).
+
+        Raises:
+            ShapeError: they are not those of the inputs, or not whole numbers.
+        """
+        tokens, table = lookup
+        fits = isinstance(inputs, Tensor) and inputs.shape == (*tokens.shape, table.shape[-1]) and table.dim() == 2
+        if not fits or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
             raise ShapeError(
                 f"{type(self).__name__}: lookup must be tokens and the table that the inputs are rows of, got tokens "
-                f"{tuple(lookup.tokens.shape)} and a table {tuple(lookup.weight.shape)} for inputs "
+                f"{tuple(tokens.shape)} {tokens.dtype} and a table {tuple(table.shape)} for inputs "
                 f"{tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__}"
             )
-        tokens = lookup.tokens.transpose(0, 1) if self.batch_first else lookup.tokens
-        told = lookup._replace(tokens=tokens)
-        return lambda call, place: run(call if place.layer else replace(call, lookup=told))
+        if tokens.dim() == 1:
+            return Lookup(tokens[:, None], table)
+        return Lookup(tokens.transpose(0, 1) if self.batch_first else tokens, table)
 
     def walk(
         self,

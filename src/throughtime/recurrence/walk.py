@@ -84,11 +84,18 @@ def recurrence_of(
 
 
 def uncomputed(
-    layer: Any, inputs: Any, state: Any = None, *, lengths: Any = None, resets: Any = None, checkpoint: Any = None
+    layer: Any,
+    inputs: Any,
+    state: Any = None,
+    *,
+    lengths: Any = None,
+    resets: Any = None,
+    checkpoint: Any = None,
+    lookup: Any = None,
 ) -> list[tuple[str, Recurrence]]:
     """The recurrences of a layer that has `walk`, and what they are called; the inputs of all but the first are empty.
 
-    Random masks are drawn as ever. They are the same calls with any `checkpoint`.
+    Random masks are drawn as ever. They are the same calls with any `checkpoint` and `lookup`.
     """
     found: list[tuple[str, Recurrence]] = []
 

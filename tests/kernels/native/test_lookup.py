@@ -166,8 +166,45 @@ def test_tokens_that_do_not_fit_are_refused() -> None:
         layer(weight[tokens], lookup=Lookup(tokens[1:], weight))
     wrong = tokens.clone()
     wrong[3, 2] = V
-    with pytest.raises(IndexError, match=r"tokens must be in 0\.\.6"):
+    with pytest.raises(ShapeError, match=r"lookup: tokens must be in 0\.\.6, the table's rows, got 0\.\.7"):
         layer(weight[tokens], lookup=Lookup(wrong, weight))
+    with pytest.raises(ShapeError, match=r"got tokens \(20, 6\) torch\.float64"):
+        layer(weight[tokens], lookup=Lookup(tokens.double(), weight))
+
+
+def test_tokens_of_any_whole_type_and_a_single_sequence(tables: list[lookup.Table]) -> None:
+    layer, weight, tokens = layer_and_table("lstm")
+    outputs, _ = layer(weight[tokens], lookup=Lookup(tokens.int(), weight))
+    torch.testing.assert_close(outputs, layer(weight[tokens])[0])
+    single, _ = layer(weight[tokens[:, 1]], lookup=Lookup(tokens[:, 1], weight))
+    torch.testing.assert_close(single, outputs[:, 1])
+    assert len(tables) == 2
+    assert tt.kernels.explain(layer, weight[tokens], lookup=Lookup(tokens, weight)).engines == ("native",)
+
+
+def test_tokens_that_change_before_the_backward_pass_are_noticed() -> None:
+    layer, weight, tokens = layer_and_table("lstm")
+    weight.requires_grad_(False)
+    outputs, _ = layer(weight[tokens], lookup=Lookup(tokens, weight))
+    tokens.fill_(1000)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.sum().backward()
+
+
+def test_threads_change_nothing_where_there_is_much_to_do() -> None:
+    torch.manual_seed(0)
+    layer, weight = tt.nn.LSTM(64, 128, engine="native"), torch.randn(250, 64).requires_grad_()
+    tokens = torch.randint(250, (50, 16))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            outputs, _ = layer(weight[tokens], lookup=Lookup(tokens, weight))
+            found.append([outputs, *torch.autograd.grad(outputs.square().sum(), [weight, *layer.parameters()])])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.parametrize("dropped", ["dropout", "embedding_dropout", ""])
@@ -179,3 +216,18 @@ def test_a_language_model_of_few_tokens_looks_them_up(dropped: str, tables: list
     assert bool(tables) is not bool(dropped)
     model.eval()(tokens)
     assert tables
+
+
+def test_a_language_model_with_another_embedding_keeps_to_it(tables: list[lookup.Table]) -> None:
+    model = tt.models.LanguageModel(vocabulary_size=9, hidden_size=8, embedding_size=4, dropout=0.5).eval()
+    tokens = torch.randint(9, (12, 4))
+    expected, _ = model(tokens)
+    assert len(tables) == 1
+    model.step_dropout.train()  # drops at test time too, as Monte Carlo dropout does
+    assert not torch.equal(model(tokens)[0], expected)
+    model.step_dropout.eval()
+    hook = model.embedding.register_forward_hook(lambda *_: torch.zeros(12, 4, 4))
+    assert not torch.equal(model(tokens)[0], expected)
+    hook.remove()
+    assert torch.equal(model(tokens)[0], expected)
+    assert len(tables) == 2

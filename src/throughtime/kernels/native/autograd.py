@@ -24,7 +24,7 @@ from throughtime.kernels.native.operators import (
     run_forward,
 )
 from throughtime.kernels.native.translation import arguments_of, unfolded_of
-from throughtime.kernels.recurrence import Recurrence, Unfolded
+from throughtime.kernels.recurrence import Lookup, Recurrence, Unfolded
 from throughtime.kernels.twice import (
     autocast_now,
     differentiable_tensors,
@@ -56,13 +56,15 @@ def run_differentiably(call: Recurrence, watch: Watch | None = None) -> Unfolded
     """
     # How the results are grouped is learnt in the forward pass: autograd passes flat tuples.
     groups: list[Unfolded] = []
-    rows = call.lookup.weight if watch is None and worthwhile(call) and call.lookup is not None else None
-    results = _Node.apply(call, groups, watch, rows, *differentiable_tensors(call))  # type: ignore[no-untyped-call]
+    lookup = worthwhile(call) if watch is None else None
+    rows, tokens = (None, None) if lookup is None else (lookup.weight, lookup.tokens)
+    tensors = differentiable_tensors(call)
+    results = _Node.apply(call, groups, watch, rows, tokens, *tensors)  # type: ignore[no-untyped-call]
     return grouped(results, groups[0])
 
 
 # The arguments of the node before the call's tensors.
-_PLAIN = 4
+_PLAIN = 5
 # Of these, the one that has a gradient: the table that inputs are looked up in.
 _ROWS = 3
 # What is differentiated in a call that is watched: the rest are the weights.
@@ -77,12 +79,13 @@ class _Node(torch.autograd.Function):
         groups: list[Unfolded],
         watch: Watch | None,
         rows: Tensor | None,
+        tokens: Tensor | None,
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         arguments = arguments_of(call)
         ctx.table = None
-        if rows is not None and call.lookup is not None:
-            ctx.table = table = Table(arguments, call.lookup)
+        if rows is not None and tokens is not None:
+            ctx.table = table = Table(arguments, Lookup(tokens, rows))
             arguments = table.arguments
             results = run_forward(arguments, True, table.places())
         else:
@@ -94,13 +97,14 @@ class _Node(torch.autograd.Function):
         ctx.plain = arguments[:3]
         ctx.autocast = autocast_now("cpu")
         outputs, _, _, saved, cells = results
-        ctx.save_for_backward(rows, *tensors, *arguments[3:], outputs, saved, cells)
+        # What the table was made of, so that a change before the backward pass is noticed.
+        ctx.save_for_backward(rows, tokens, *tensors, *arguments[3:], outputs, saved, cells)
         ctx.set_materialize_grads(False)
         return tuple(result.detach() for result in flat(unfolded))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        _, *tensors, outputs, saved, cells = ctx.saved_tensors
+        _, _, *tensors, outputs, saved, cells = ctx.saved_tensors
         count = len(Arguments._fields) - len(ctx.plain)
         tensors, given = tensors[:-count], tensors[-count:]
         if torch.is_grad_enabled():
@@ -117,7 +121,7 @@ class _Node(torch.autograd.Function):
         if ctx.table is not None:
             by_name = _through_table(ctx.table, arguments, (outputs, saved, cells), of_results, wanted)
             of_rows = by_name.pop("inputs", None)
-            return (*(None,) * _ROWS, of_rows, *(by_name.get(name) for name in names))
+            return (*(None,) * _ROWS, of_rows, None, *(by_name.get(name) for name in names))
         if ctx.watch is None:
             found = recurrence_backward(arguments, outputs, saved, cells, of_results, wanted)
         else:

@@ -43,8 +43,8 @@ class NativeEngine:
         if keep and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return run_differentiably(call)
         arguments = arguments_of(call)
-        if call.lookup is not None and worthwhile(call):
-            table = Table(arguments, call.lookup)
+        if (lookup := worthwhile(call)) is not None:
+            table = Table(arguments, lookup)
             return unfolded_of(call, table.arguments, run_forward(table.arguments, keep, table.places()))
         return unfolded_of(call, arguments, recurrence(arguments, keep))
 

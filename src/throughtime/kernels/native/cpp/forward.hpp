@@ -24,9 +24,9 @@ class Forward : Pass<Format> {
         of_inputs_ = {problem.inputs, gates_, h_};
         of_state_ = {p_, gates_, h_};
         of_middle_ = {h_, 1, p_};
-        alone_ = problem.batch == 1;
-        as_it_stands_ = alone_ && !Format::kRounds && !has_two_products(problem.cell);
-        turned_ = alone_ && !problem.table && schedule_.rows() <= kBlockRows;
+        const bool alone = problem.batch == 1;
+        as_it_stands_ = alone && !Format::kRounds && !has_two_products(problem.cell);
+        turned_ = alone && !problem.table && schedule_.rows() <= kBlockRows;
         row_by_row_ = turned_ && !Format::kRounds && schedule_.rows() <= kSingleRows;
         of_rows_ = {problem.inputs, 1, schedule_.rows()};
         if (!turned_ && !problem.table) of_inputs_.data = buffers_.template take<Packed>(of_inputs_.size());
@@ -148,8 +148,8 @@ class Forward : Pass<Format> {
                 scratch);
     }
 
-    // The same for one sequence of few steps, with U as it stands: packing it would take longer than the product. Its rows
-    // are those of A, x's are the columns of B, and the result, turned, is turned back.
+    // The same for one sequence of few steps, for which packing all of U would take as long as the product. Its rows are
+    // those of A, x's are the columns of B, and the result, turned, is turned back; for very few, U is read as it stands.
     void project_turned(const Member& member, Packed* scratch, Projected& projected) {
         const Index rows = schedule_.rows();
         projected.next = 0;
@@ -316,10 +316,10 @@ class Forward : Pass<Format> {
         return row;
     }
 
-    bool alone_;         // a single sequence
+    // Of a single sequence:
     bool as_it_stands_;  // W is not packed
-    bool turned_;        // nor is U
-    bool row_by_row_;    // nor x
+    bool turned_;        // nor is U, in panels: its rows are those of A
+    bool row_by_row_;    // nor in any other way
     Index stride_, middle_stride_;
     Panels<Format> of_inputs_, of_state_, of_middle_;
     Panels<Format> of_rows_;         // x, where U is not packed

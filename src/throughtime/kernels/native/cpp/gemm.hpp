@@ -1,4 +1,4 @@
-// C = A B, by one register-blocked micro-kernel on packed panels: every product of the engine.
+// C = A B, by one register-blocked micro-kernel on packed panels: the products of the engine, but for one_row.hpp's.
 //
 // B stands in panels of kWidth columns, for each panel its whole depth: (panel, depth / kUnit, kWidth, kUnit). All rows of A
 // pass by the kTilePanels panels of a tile, kBlockDepth steps of depth at a time, which fit the first cache, or stream from

@@ -33,14 +33,17 @@ inline void multiply_some_rows(const Real* w, Index depth, const Real* x, Real* 
 }
 
 // The same for `count` rows of W, which follow one another. Long rows are read one by one, as memory is read fastest;
-// short ones eight at once, so that their sums have less to fold.
+// short ones eight at once, each with a single sum. What a row's sum is does not depend on the rows beside it.
 template <class Real>
 inline void multiply_rows(const Real* w, Index depth, Index count, const Real* x, Real* y) {
     constexpr Index kAtOnce = 8;
     Index i = 0;
-    if (depth < 32 * kLanes<Real>)
-        for (; i + kAtOnce <= count; i += kAtOnce) multiply_some_rows<kAtOnce, 1>(w + i * depth, depth, x, y + i);
-    for (; i < count; ++i) multiply_some_rows<1, kAtOnce>(w + i * depth, depth, x, y + i);
+    if (depth >= 32 * kLanes<Real>) {
+        for (; i < count; ++i) multiply_some_rows<1, kAtOnce>(w + i * depth, depth, x, y + i);
+        return;
+    }
+    for (; i + kAtOnce <= count; i += kAtOnce) multiply_some_rows<kAtOnce, 1>(w + i * depth, depth, x, y + i);
+    for (; i < count; ++i) multiply_some_rows<1, 1>(w + i * depth, depth, x, y + i);
 }
 
 }  // namespace throughtime

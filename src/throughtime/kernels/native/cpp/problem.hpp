@@ -22,8 +22,8 @@ struct Problem {
     Index steps, batch, inputs, units, state;
     bool reverse;
     const Real* x;          // (T, B, I)
-    const std::int64_t* tokens;  // (T, B), where x is a row of a table: which one
-    const Real* table;           // (V, G H), what each contributes, U x and the biases; then there is no x, and I is 0
+    const std::int64_t* tokens;  // (T, B) where x is a row of a table: which one
+    const Real* table;      // (V, G H) what each contributes, U x and the biases; then there is no x, and I is 0
     const Real* weight_ih;  // (G H, I)
     const Real* weight_hh;  // (G H, P)
     const Real* weight_hr;  // (P, H)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,9 +46,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(inputs, weight)
-        y = inputs.new_empty(*inputs.shape[:-1], len(weight))
-        _call(inputs, weight, {"bias": bias, "y": y})
-        return y
+        return product(inputs, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
@@ -59,10 +58,25 @@ class _Linear(torch.autograd.Function):
                 rows.mT @ inputs.flatten(0, -2) if ctx.needs_input_grad[1] else None,
                 rows.sum(0) if ctx.needs_input_grad[2] else None,
             )
-        wanted = zip(("d_x", "d_weight", "d_bias"), (inputs, weight, weight[:, 0]), ctx.needs_input_grad, strict=True)
-        gradients = {name: like.new_empty(like.shape) for name, like, needed in wanted if needed}
-        _call(inputs, weight, {"d_y": d_y, **gradients})
-        return gradients.get("d_x"), gradients.get("d_weight"), gradients.get("d_bias")
+        return gradients(inputs, weight, d_y, ctx.needs_input_grad)
+
+
+def product(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y = x Wᵀ + b, without a graph; the same to the bit for any number of threads."""
+    y = inputs.new_empty(*inputs.shape[:-1], len(weight))
+    _call(inputs, weight, {"bias": bias, "y": y})
+    return y
+
+
+def gradients(
+    inputs: Tensor, weight: Tensor, d_y: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of x, W and b, None for each that is not wanted, from that of y."""
+    likes = zip(("d_x", "d_weight", "d_bias"), (inputs, weight, weight[:, 0]), wanted, strict=True)
+    found = {name: like.new_empty(like.shape) for name, like, needed in likes if needed}
+    if found:
+        _call(inputs, weight, {"d_y": d_y, **found})
+    return found.get("d_x"), found.get("d_weight"), found.get("d_bias")
 
 
 def _call(inputs: Tensor, weight: Tensor, others: dict[str, Tensor | None]) -> None:

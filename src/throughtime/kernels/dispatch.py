@@ -28,7 +28,7 @@ def check_engine_name(name: str, *, who: str) -> str:
     Raises:
         EngineError: there is none of that name.
     """
-    if name not in engine_names():
+    if name != "auto" and name not in engine_names():
         raise EngineError(f"{who}: engine must be one of {', '.join(engine_names())}, got {name!r}")
     return name
 

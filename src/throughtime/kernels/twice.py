@@ -6,6 +6,7 @@ that it works for every layer in every mode.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
@@ -123,10 +124,8 @@ def differentiable_tensors(call: Recurrence) -> list[Tensor | None]:
 def rebuilder(call: Recurrence) -> Rebuild:
     """What makes the call anew on other `differentiable_tensors`, in their order, and holds on to none."""
     cell: Any = call.cell
-    of_cell = {field.name: getattr(cell, field.name) for field in fields(cell) if field.name != "weights"}
-    of_call = {
-        f.name: getattr(call, f.name) for f in fields(call) if f.name not in ("cell", "inputs", "state", "lookup")
-    }
+    of_cell = {name: getattr(cell, name) for name in _beside(cell.__class__, "weights")}
+    of_call = {name: getattr(call, name) for name in _beside(Recurrence, "cell", "inputs", "state", "lookup")}
     cell_type, weights_type, state_type, count = type(cell), type(cell.weights), type(call.state), len(call.state)
 
     def rebuild(tensors: Sequence[Tensor | None]) -> Recurrence:
@@ -136,6 +135,12 @@ def rebuilder(call: Recurrence) -> Rebuild:
         return Recurrence(cell_type(weights=of_weights, **of_cell), inputs, state_type(*rest[:count]), **of_call)
 
     return rebuild
+
+
+@functools.cache
+def _beside(kind: Any, *left_out: str) -> tuple[str, ...]:
+    """The names of a dataclass's other fields."""
+    return tuple(field.name for field in fields(kind) if field.name not in left_out)
 
 
 def flat(unfolded: Unfolded) -> tuple[Tensor, ...]:

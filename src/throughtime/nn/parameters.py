@@ -49,6 +49,7 @@ class StackedParameters(nn.Module, ABC):
         self.layer_norm = layer_norm
         for layer, suffix in self._suffixes():
             shapes = self._parameter_shapes(self._input_size(layer), self.hidden_sizes[layer])
+            self._names = frozenset(shapes)
             for name, shape in shapes.items():
                 self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
@@ -96,8 +97,21 @@ class StackedParameters(nn.Module, ABC):
 
     def _weights(self, suffix: str) -> Any:
         """The parameters of one layer and direction, None for those that the cell does without."""
-        kind = self.cell_type.Weights
-        return kind(*(getattr(self, name + suffix, None) for name in kind._fields))
+        kind, names = self.cell_type.Weights, self._names
+        return kind(*[self._parameter(name + suffix) if name in names else None for name in kind._fields])
+
+    def _parameter(self, name: str) -> Tensor:
+        # `getattr` gets there by way of a method of `nn.Module`, which each call of a layer would pay for several times;
+        # what has been made of a parameter (parametrised, pruned) is found by it alone.
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
+
+    def _some_weight(self) -> Tensor:
+        """One of the parameters, for what they have in common."""
+        # Parametrised ones belong to modules of their own, and to look through all modules takes longer.
+        own: Any = self._parameters.values()
+        found: Tensor = next(iter(own if own else self.parameters()))
+        return found
 
     def _input_size(self, layer: int) -> int:
         return self.input_size if layer == 0 else self._output_size(layer - 1) * self.directions

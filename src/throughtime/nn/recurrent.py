@@ -320,7 +320,7 @@ class RecurrentLayer(StackedParameters):
                 f"{who}: inputs must be {layout.format(self.input_size)}, or (T, {self.input_size}) for one sequence, "
                 f"got {got}; the last axis is input_size, and batch_first tells the order of the others"
             )
-        check_dtype(inputs, next(self.parameters()), who=who)
+        check_dtype(inputs, self._some_weight(), who=who)
         x = inputs[:, None] if inputs.dim() == 2 else inputs.transpose(0, 1) if self.batch_first else inputs
         if resets is not None and self.batch_first and inputs.dim() == 3:
             resets = resets.transpose(0, 1)
@@ -332,10 +332,10 @@ class RecurrentLayer(StackedParameters):
     def _initial_states(self, x: Tensor, state: Any, batched: bool) -> list[list[Any]]:
         kind = self.cell_type.State
         sizes = [self._state_sizes(layer) for layer in range(self.num_layers)]
-        weight = next(self.parameters())
+        dtype = self._some_weight().dtype
         if state is None:
             # Under autocast the inputs may be of lower precision than the state should be kept in.
-            zeros = [[x.new_zeros(x.shape[1], size, dtype=weight.dtype) for size in layer] for layer in sizes]
+            zeros = [[x.new_zeros(x.shape[1], size, dtype=dtype) for size in layer] for layer in sizes]
             return [[kind(*fields)] * self.directions for fields in zeros]
         who = type(self).__name__
         states = split_state(
@@ -348,8 +348,8 @@ class RecurrentLayer(StackedParameters):
             who=who,
         )
         for field in (field for layer in states for one in layer for field in one):
-            if field.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
-                raise ShapeError(f"{who}: state must be {weight.dtype} as the weights are, got {field.dtype}")
+            if field.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+                raise ShapeError(f"{who}: state must be {dtype} as the weights are, got {field.dtype}")
         return states
 
     def _as_given(self, x: Tensor, batched: bool) -> Tensor:

@@ -69,11 +69,18 @@ def join_state(states: list[list[Any]], *, equal_sizes: bool, batched: bool) -> 
     """
     joined: list[Any] = []
     for index in range(len(states[0][0])):
-        layers = [torch.stack([state[index] for state in directions]) for directions in states]  # (D, B, size)
-        if not batched:
-            layers = [layer.squeeze(1) for layer in layers]
-        joined.append(torch.cat(layers) if equal_sizes else tuple(layers))
+        layers = [[state[index] for state in directions] for directions in states]
+        if equal_sizes:
+            joined.append(_stacked([field for layer in layers for field in layer], batched))
+        else:
+            joined.append(tuple(_stacked(layer, batched) for layer in layers))
     return joined[0] if len(joined) == 1 else tuple(joined)
+
+
+def _stacked(fields: list[Tensor], batched: bool) -> Tensor:
+    """(fields, B, size), without the batch's axis where there is none; a single one is not copied."""
+    stacked = fields[0].unsqueeze(0) if len(fields) == 1 else torch.stack(fields)
+    return stacked if batched else stacked.squeeze(1)
 
 
 def _form(value: Any) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 # Multiplications of one step's W h(t-1), all rows and gates, below which waiting for each other costs threads more than
 # they bring: between an RNN of 128 units at batch 1 and a GRU of 128 (docs/log.md).
 _SMALL = 40_000
+# How many arguments stand before the tensors.
+_PLAIN = 3
 
 
 class Arguments(NamedTuple):
@@ -49,8 +51,9 @@ class Arguments(NamedTuple):
 
     def contiguous(self) -> dict[str, Tensor]:
         """The tensors by name, without those that are None, each in one piece."""
-        pairs = zip(self._fields, self, strict=True)
-        return {name: value.contiguous() for name, value in pairs if isinstance(value, Tensor)}
+        tensors: Any = self[_PLAIN:]
+        pairs = zip(self._fields[_PLAIN:], tensors, strict=True)
+        return {name: value.contiguous() for name, value in pairs if value is not None}
 
     @property
     def is_small(self) -> bool:

@@ -112,30 +112,30 @@ class _Node(torch.autograd.Function):
                 return (None,) * _PLAIN + tuple(reference_gradients(ctx.rebuild, tensors, gradients))
         arguments = Arguments(*ctx.plain, *given)
         names = ctx.names
-        wanted = [name in names and ctx.needs_input_grad[_PLAIN + names.index(name)] for name in DIFFERENTIABLE]
+        needed = dict(zip(names, ctx.needs_input_grad[_PLAIN:], strict=True))
+        wanted = [needed.get(name, False) for name in DIFFERENTIABLE]
         if ctx.table is not None:
             wanted[0] = ctx.needs_input_grad[_ROWS]
         of_results = _gradients_of_results(arguments, ctx.record, saved, gradients)
         if not any(wanted) or all(gradient is None for gradient in of_results):
             return (None,) * (_PLAIN + len(names))
         if ctx.table is not None:
-            by_name = _through_table(ctx.table, arguments, (outputs, saved, cells), of_results, wanted)
-            of_rows = by_name.pop("inputs", None)
-            return (*(None,) * _ROWS, of_rows, None, *(by_name.get(name) for name in names))
+            found = _through_table(ctx.table, arguments, (outputs, saved, cells), of_results, wanted)
+            of_rows = found.pop("inputs", None)
+            return (*(None,) * _ROWS, of_rows, None, *map(found.get, names))
         if ctx.watch is None:
             found = recurrence_backward(arguments, outputs, saved, cells, of_results, wanted)
         else:
             wanted = [want and name in _OF_CALL for name, want in zip(DIFFERENTIABLE, wanted, strict=True)]
             found, deltas = recurrence_deltas(arguments, outputs, saved, cells, of_results, wanted)
             ctx.watch(BackwardPass(arguments, outputs, saved, cells, deltas))
-        by_name = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, wanted, strict=True) if want}
-        return (None,) * _PLAIN + tuple(by_name.get(name) for name in names)
+        return (*(None,) * _PLAIN, *map(found.get, names))
 
 
 def _through_table(
     table: Table,
     arguments: Arguments,
-    results: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor | None],
     of_results: tuple[Tensor | None, ...],
     wanted: list[bool],
 ) -> dict[str, Tensor]:
@@ -147,8 +147,7 @@ def _through_table(
     ]
     of_table = table.gradient()
     found = run_backward(arguments, results, of_results, of_call, table.places() | {"d_table": of_table})
-    rest = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, of_call, strict=True) if want}
-    return rest | table.gradients(of_table, by_name)
+    return found | table.gradients(of_table, by_name)
 
 
 def _names(call: Recurrence) -> list[str]:

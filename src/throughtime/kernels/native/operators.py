@@ -7,7 +7,7 @@ As operators, with shapes known ahead (fake tensors) and a registered derivative
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -51,16 +51,24 @@ DIFFERENTIABLE = (
 )
 
 
-def recurrence(arguments: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Run one direction of one layer: outputs (T, B, P), h (B, P) and c (B, H) after the last step, what is kept.
+# Outputs (T, B, P), h (B, P) and c (B, H) after the last step, what is saved, the cells. What there is none of is None
+# or, from an operator, which hands out nothing but tensors, an empty one.
+Results = tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def recurrence(arguments: Arguments, keep: bool) -> Results:
+    """Run one direction of one layer.
 
     With `keep`, `saved` (T, B, S · H) and, for an LSTM, `cells` (T, B, H) hold what the backward pass needs: i, f, g,
-    o; r, z, n and W_n h + b_hn; or h. What there is none of is an empty tensor.
+    o; r, z, n and W_n h + b_hn; or h.
     """
     if not torch.is_grad_enabled() and nobody_watches(arguments.inputs):
-        return _forward(*arguments, keep)
-    results: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = torch.ops.throughtime.recurrence(*arguments, keep)
+        return run_forward(arguments, keep, {})
+    results: Results = torch.ops.throughtime.recurrence(*arguments, keep)
     return results
+
+
+_PLAIN_TENSORS = {Tensor, torch.nn.Parameter}
 
 
 def nobody_watches(*tensors: Tensor) -> bool:
@@ -70,7 +78,7 @@ def nobody_watches(*tensors: Tensor) -> bool:
     """
     return not (
         torch.compiler.is_compiling()
-        or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors)
+        or not _PLAIN_TENSORS.issuperset(map(type, tensors))
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._autograd._profiler_enabled()
     )
@@ -80,19 +88,19 @@ def recurrence_backward(
     arguments: Arguments,
     outputs: Tensor,
     saved: Tensor,
-    cells: Tensor,
+    cells: Tensor | None,
     gradients: tuple[Tensor | None, ...],
     wanted: list[bool],
-) -> tuple[Tensor, ...]:
-    """Gradients of `DIFFERENTIABLE`, an empty tensor for each that is not wanted, given those of the results.
+) -> dict[str, Tensor]:
+    """Gradients of those of `DIFFERENTIABLE` that are wanted, by name, given those of the results.
 
     `gradients` has one for each of what `recurrence` returns, None for zero.
     """
-    given = (*arguments, outputs, saved, cells, *gradients, wanted)
     if not torch.is_grad_enabled() and nobody_watches(arguments.inputs):
-        return _backward(*given)
-    found: tuple[Tensor, ...] = torch.ops.throughtime.recurrence_backward(*given)
-    return found
+        return run_backward(arguments, (outputs, saved, cells), gradients, wanted, {})
+    results = (outputs, saved, outputs.new_empty(0) if cells is None else cells)
+    found = torch.ops.throughtime.recurrence_backward(*arguments, *results, *gradients, wanted)
+    return {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, wanted, strict=True) if want}
 
 
 class Deltas(NamedTuple):
@@ -112,10 +120,10 @@ def recurrence_deltas(
     arguments: Arguments,
     outputs: Tensor,
     saved: Tensor,
-    cells: Tensor,
+    cells: Tensor | None,
     gradients: tuple[Tensor | None, ...],
     wanted: list[bool],
-) -> tuple[tuple[Tensor, ...], Deltas]:
+) -> tuple[dict[str, Tensor], Deltas]:
     """As `recurrence_backward`, and what it sums over time besides.
 
     Raises:
@@ -126,7 +134,7 @@ def recurrence_deltas(
     deltas = Deltas(
         new(saved, *saved.shape),
         new(outputs, *outputs.shape),
-        new(cells, *cells.shape) if arguments.c_first is not None else None,
+        new(cells, *cells.shape) if cells is not None and arguments.c_first is not None else None,
     )
     named = {"d_sums": deltas.sums, "d_states": deltas.h, "d_cells_of_steps": deltas.c}
     places = {name: place for name, place in named.items() if place is not None}
@@ -157,93 +165,84 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     return like.new_empty(shape)
 
 
-def _results(
-    arguments: Arguments, keep: bool, new: Callable[..., Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _results(arguments: Arguments, keep: bool, new: Callable[..., Tensor]) -> Results:
     """Where the results will stand. Behind the lengths of a ragged batch nothing is written: it is zero already."""
     steps, batch, _, units, state = arguments.sizes
     inputs = arguments.inputs
     ragged = Tensor.new_zeros if arguments.lengths is not None else new
-    none = inputs.new_empty(0)
     lstm = arguments.c_first is not None
     return (
         ragged(inputs, steps, batch, state),
         inputs.new_empty(batch, state),
-        inputs.new_empty(batch, units) if lstm else none,
-        ragged(inputs, steps, batch, arguments.saved_values * units) if keep else none.clone(),
-        ragged(inputs, steps, batch, units) if keep and lstm else none.clone(),
+        inputs.new_empty(batch, units) if lstm else None,
+        ragged(inputs, steps, batch, arguments.saved_values * units) if keep else None,
+        ragged(inputs, steps, batch, units) if keep and lstm else None,
     )
 
 
-def _forward(*given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _as_tensors(like: Tensor, found: Iterable[Tensor | None]) -> tuple[Tensor, ...]:
+    """As an operator hands them out."""
+    return tuple(like.new_empty(0) if tensor is None else tensor for tensor in found)
+
+
+def _forward(*given: Any) -> tuple[Tensor, ...]:
     *first, keep = given
-    return run_forward(Arguments(*first), keep, {})
+    arguments = Arguments(*first)
+    return _as_tensors(arguments.inputs, run_forward(arguments, keep, {}))
 
 
-def run_forward(
-    arguments: Arguments, keep: bool, places: dict[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def run_forward(arguments: Arguments, keep: bool, places: dict[str, Tensor]) -> Results:
     """`recurrence` past the dispatcher; `places` has what else the kernel reads, by name."""
     results = outputs, h_last, c_last, saved, cells = _results(arguments, keep, kept_memory)
-    tensors = arguments.contiguous() | {"outputs": outputs, "h_last": h_last} | places
-    if keep:
-        tensors["saved"] = saved
-    elif arguments.cell in ("lstm_projected", "gru_before"):
+    tensors = arguments.contiguous() | places
+    if saved is None and arguments.cell in ("lstm_projected", "gru_before"):
         # A step of two products hands its middle on in what is saved.
         steps, batch, _, units, _ = arguments.sizes
-        tensors["saved"] = kept_memory(outputs, steps, batch, arguments.saved_values * units)
-    if arguments.c_first is not None:
-        tensors["c_last"] = c_last
-        if keep:
-            tensors["cells"] = cells
+        saved = kept_memory(outputs, steps, batch, arguments.saved_values * units)
+    written = {"outputs": outputs, "h_last": h_last, "c_last": c_last, "saved": saved, "cells": cells}
+    tensors |= {name: tensor for name, tensor in written.items() if tensor is not None}
     _call(library.load().forward, arguments, tensors)
     return results
 
 
-def _gradients(arguments: Arguments, wanted: list[bool], new: Callable[..., Tensor]) -> list[Tensor]:
-    """Where the gradients will stand; an empty tensor for each that is not wanted."""
-    gradients = []
+def _gradients(arguments: Arguments, wanted: list[bool], new: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """Where the gradients that are wanted will stand, by name."""
+    gradients = {}
     for name, want in zip(DIFFERENTIABLE, wanted, strict=True):
-        given = getattr(arguments, name)
-        if not want or given is None:
-            gradients.append(arguments.inputs.new_empty(0))
-        elif name == "inputs" and arguments.lengths is not None:
-            gradients.append(given.new_zeros(given.shape))
-        else:
-            gradients.append(new(given, *given.shape))
+        if want and (given := getattr(arguments, name)) is not None:
+            zeros = name == "inputs" and arguments.lengths is not None
+            gradients[name] = given.new_zeros(given.shape) if zeros else new(given, *given.shape)
     return gradients
 
 
 def _backward(*given: Any) -> tuple[Tensor, ...]:
     count = len(Arguments._fields)
+    arguments = Arguments(*given[:count])
     outputs, saved, cells, *gradients, wanted = given[count:]
-    return run_backward(Arguments(*given[:count]), (outputs, saved, cells), tuple(gradients), wanted, {})
+    found = run_backward(arguments, (outputs, saved, cells), tuple(gradients), wanted, {})
+    return _as_tensors(outputs, map(found.get, DIFFERENTIABLE))
 
 
 def run_backward(
     arguments: Arguments,
-    results: tuple[Tensor, Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor | None],
     of_results: tuple[Tensor | None, ...],
     wanted: list[bool],
     places: dict[str, Tensor],
-) -> tuple[Tensor, ...]:
+) -> dict[str, Tensor]:
     """`recurrence_backward` past the dispatcher; `places` has what else the kernel reads and writes, by name."""
     outputs, saved, cells = results
     # Hooks on saved tensors may hand them back in another layout.
     tensors = arguments.contiguous() | {"outputs": outputs.contiguous(), "saved": saved.contiguous()}
-    if arguments.c_first is not None:
+    if cells is not None and arguments.c_first is not None:
         tensors["cells"] = cells.contiguous()
     incoming = zip(("d_outputs", "d_h_last", "d_c_last", "d_saved", "d_cells"), of_results, strict=True)
     tensors |= {name: gradient.contiguous() for name, gradient in incoming if gradient is not None}
     tensors |= places
     gradients = _gradients(arguments, wanted, kept_memory)
-    tensors |= {
-        f"d_{name}": gradient
-        for name, gradient, want in zip(DIFFERENTIABLE, gradients, wanted, strict=True)
-        if want and getattr(arguments, name) is not None
-    }
+    tensors |= {f"d_{name}": gradient for name, gradient in gradients.items()}
     _call(library.load().backward, arguments, tensors)
-    return tuple(gradients)
+    return gradients
 
 
 def _call(function: Any, arguments: Arguments, tensors: dict[str, Tensor]) -> None:
@@ -255,11 +254,13 @@ def _call(function: Any, arguments: Arguments, tensors: dict[str, Tensor]) -> No
 
 def _fake_forward(*given: Any) -> tuple[Tensor, ...]:
     *first, keep = given
-    return _results(Arguments(*first), keep, _empty)
+    arguments = Arguments(*first)
+    return _as_tensors(arguments.inputs, _results(arguments, keep, _empty))
 
 
 def _fake_backward(*given: Any) -> tuple[Tensor, ...]:
-    return tuple(_gradients(Arguments(*given[: len(Arguments._fields)]), given[-1], _empty))
+    arguments = Arguments(*given[: len(Arguments._fields)])
+    return _as_tensors(arguments.inputs, map(_gradients(arguments, given[-1], _empty).get, DIFFERENTIABLE))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -283,8 +284,7 @@ def _differentiate(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, 
             "tt.nn layers and tt.unfold take another path for that"
         )
     found = recurrence_backward(arguments, outputs, saved, cells, gradients, wanted)
-    by_name = {name: gradient for name, gradient, want in zip(DIFFERENTIABLE, found, wanted, strict=True) if want}
-    return (*(by_name.get(name) for name in Arguments._fields), None)
+    return (*(found.get(name) for name in Arguments._fields), None)
 
 
 _operators.impl("recurrence", _forward, "CPU")

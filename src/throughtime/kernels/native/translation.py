@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from throughtime.kernels.native.arguments import Arguments
+from throughtime.kernels.native.operators import Results
 from throughtime.kernels.recurrence import Recurrence, Unfolded
 
 PRECISIONS = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
@@ -25,46 +25,47 @@ def arguments_of(call: Recurrence) -> Arguments:
     if torch.is_autocast_enabled("cpu") and dtype == torch.float32:
         precision = PRECISIONS.get(torch.get_autocast_dtype("cpu"), precision)
     computed = torch.float64 if dtype == torch.float64 else torch.float32
-
-    def given(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor.to(computed)
-
-    zoneout = [*(call.zoneout or ()), None, None]
+    zoneout = (*(call.zoneout or ()), None, None)
     return Arguments(
         _native_name(cell),
         precision,
         call.reverse,
-        call.inputs.to(computed),
-        weights.weight_ih.to(computed),
-        weights.weight_hh.to(computed),
-        given(getattr(weights, "weight_hr", None)),
-        given(weights.bias_ih),
-        given(weights.bias_hh),
-        given(getattr(weights, "weight_peephole", None)),
-        call.state[0].to(computed),
-        call.state[1].to(computed) if len(call.state) > 1 else None,
+        _in(computed, call.inputs),
+        _in(computed, weights.weight_ih),
+        _in(computed, weights.weight_hh),
+        _in(computed, getattr(weights, "weight_hr", None)),
+        _in(computed, weights.bias_ih),
+        _in(computed, weights.bias_hh),
+        _in(computed, getattr(weights, "weight_peephole", None)),
+        _in(computed, call.state[0]),
+        _in(computed, call.state[1]) if len(call.state) > 1 else None,
         call.lengths,
         call.resets,
-        given(call.recurrent_mask),
-        given(zoneout[0]),
-        given(zoneout[1]) if len(call.state) > 1 else None,
+        _in(computed, call.recurrent_mask),
+        _in(computed, zoneout[0]),
+        _in(computed, zoneout[1]) if len(call.state) > 1 else None,
     )
 
 
-def unfolded_of(call: Recurrence, arguments: Arguments, results: tuple[Tensor, ...]) -> Unfolded:
+def unfolded_of(call: Recurrence, arguments: Arguments, results: Results) -> Unfolded:
     """What the operator found, in the dtype of the cell's weights; states and gates where they are wanted."""
     cell: Any = call.cell
     dtype = cell.weights.weight_hh.dtype
     outputs, h, c, saved, cells = results
     state_type: Any = type(call.state)
-    if dtype != outputs.dtype:
-        outputs, h, c = outputs.to(dtype), h.to(dtype), c.to(dtype)
-    state = state_type(h, c) if arguments.c_first is not None else state_type(h)
+    lstm = arguments.c_first is not None
+    outputs = _in(dtype, outputs)
+    state = state_type(_in(dtype, h), _in(dtype, c)) if lstm else state_type(_in(dtype, h))
     if not call.record:
         return Unfolded(outputs, state)
-    states = state_type(outputs, cells.to(dtype)) if arguments.c_first is not None else state_type(outputs)
-    values = saved.to(dtype).chunk(arguments.saved_values, 2)  # (T, B, H) each
+    states = state_type(outputs, _in(dtype, cells)) if lstm else state_type(outputs)
+    values = _in(dtype, saved).chunk(arguments.saved_values, 2)  # (T, B, H) each
     return Unfolded(outputs, state, states, cell.gates_type(*values[: len(cell.gates_type._fields)]))
+
+
+def _in(dtype: torch.dtype, tensor: Any) -> Any:
+    """The tensor, if there is one, in that type; PyTorch takes longer to find that there is nothing to do."""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _native_name(cell: Any) -> str:

@@ -5,6 +5,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <string_view>
+#include <utility>
+#include <vector>
+
 #include "formats.hpp"
 
 namespace throughtime {
@@ -18,19 +22,24 @@ void bind_beam(nanobind::module_& m);
 void bind_custom(nanobind::module_& m);
 void bind_decoupled(nanobind::module_& m);
 
-// The tensor of that name, or null: tensors come as addresses by name.
+// The tensor of that name, or null: tensors come as addresses by name. The dictionary is read once, and outlives this:
+// to look a name up there makes a string of it, and two dozen of them take as long as some steps of a small layer.
 class Addresses {
   public:
-    explicit Addresses(const nanobind::dict& given) : given_(given) {}
+    explicit Addresses(const nanobind::dict& given) {
+        named_.reserve(given.size());
+        for (const auto& [name, address] : given) named_.emplace_back(nanobind::borrow<nanobind::str>(name).c_str(), address);
+    }
 
     template <class Element>
-    Element* at(const char* name) const {
-        if (!given_.contains(name)) return nullptr;
-        return reinterpret_cast<Element*>(nanobind::cast<std::uintptr_t>(given_[name]));
+    Element* at(std::string_view name) const {
+        for (const auto& [known, address] : named_)
+            if (known == name) return reinterpret_cast<Element*>(nanobind::cast<std::uintptr_t>(address));
+        return nullptr;
     }
 
   private:
-    const nanobind::dict& given_;
+    std::vector<std::pair<std::string_view, nanobind::handle>> named_;
 };
 
 // Calls `run` with the format of that name as its template argument.

@@ -167,6 +167,7 @@ class Backward : Pass<Format> {
         Real* scratch = products_ + member.index * products_size<Format>(1);
         for (Index s = end_step - 1; s >= first_step; --s) {
             const Index running = schedule_.running(s);
+            const bool back = s % 2;
             Packed* operand = operands_[static_cast<std::size_t>(s % 2)];
             Packed* middle = middles_[static_cast<std::size_t>(s % 2)];
             if (split.takes_part) {
@@ -188,7 +189,7 @@ class Backward : Pass<Format> {
                 if (split.takes_part) {
                     StepProduct<Format> product{middle, middle_stride_, &of_middle_, 0, 1, 0, p_};
                     if (cell == Cell::kGruBefore) product = {middle, middle_stride_, &of_state_, 0, 1, 2 * h_, h_};
-                    multiply_step(product, split, tiles, running, scratch,
+                    multiply_step(product, split, tiles, running, back, scratch,
                                   [&](Index j, Index first, int count, const Real* sums, Index) {
                                       auto row = backward_row<cell>(s, j, first, first + count, chunk_begin);
                                       row.product = sums;
@@ -201,7 +202,7 @@ class Backward : Pass<Format> {
             if (split.takes_part) {
                 const Index depth = (cell == Cell::kGruBefore ? 2 : gates_) * h_;
                 multiply_step(StepProduct<Format>{operand, stride_, &of_state_, 0, 1, 0, depth}, split, tiles, running,
-                              scratch, [&](Index j, Index first, int count, const Real* sums, Index) {
+                              back, scratch, [&](Index j, Index first, int count, const Real* sums, Index) {
                                   arrive(s, j, first, count, sums);
                               });
             }

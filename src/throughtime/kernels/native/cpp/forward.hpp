@@ -202,10 +202,12 @@ class Forward : Pass<Format> {
 
     // W h(t-1) of one sequence, with W as it stands.
     template <class Visit>
-    void multiply_alone(const Packed* state, const Projected& projected, Real* sums, Visit visit) const {
-        constexpr Index kAtOnce = panels_at_once(1) * kWidth<Format>;  // what `sums` has room for
+    void multiply_alone(const Packed* state, bool back, const Projected& projected, Real* sums, Visit visit) const {
+        constexpr Index kAtOnce = 2 * kWidth<Format>;  // no more than `sums` has room for
         const Index end = std::min(h_, projected.first + projected.width);
-        for (Index first = projected.first; first < end; first += kAtOnce) {
+        const Index pieces = ceil_divide(end - projected.first, kAtOnce);
+        for (Index i = 0; i < pieces; ++i) {
+            const Index first = projected.first + (back ? pieces - 1 - i : i) * kAtOnce;
             const Index count = std::min(kAtOnce, end - first);
             if constexpr (!Format::kRounds)
                 for (Index gate = 0; gate < gates_; ++gate)
@@ -223,6 +225,7 @@ class Forward : Pass<Format> {
         Packed* scratch_of_a = scratch_ + member.index * kScratchOfA<Format>;
         Projected projected = projected_of(member, split, tiles);
         for (Index s = 0; s < schedule_.steps(); ++s) {
+            const bool back = s % 2;
             if (split.takes_part) {
                 if (s == projected.end && !problem_.table) {
                     if (turned_) project_turned(member, scratch_of_a, projected);
@@ -242,15 +245,15 @@ class Forward : Pass<Format> {
                         pack_state(s + 1, j, first, first + count);
                     }
                 };
-                if (as_it_stands_) multiply_alone(state_operand(s), projected, scratch, visit);
-                else multiply_step(product, split, tiles, schedule_.running(s), scratch, visit);
+                if (as_it_stands_) multiply_alone(state_operand(s), back, projected, scratch, visit);
+                else multiply_step(product, split, tiles, schedule_.running(s), back, scratch, visit);
             }
             if (split.together()) member.wait();
             if constexpr (kTwice) {
                 if (split.takes_part) {
                     StepProduct<Format> product{middle_, middle_stride_, &of_middle_, 0, 1, 0, h_};
                     if (cell == Cell::kGruBefore) product = {middle_, middle_stride_, &of_state_, 2, 1, 0, h_};
-                    multiply_step(product, split, tiles, schedule_.running(s), scratch,
+                    multiply_step(product, split, tiles, schedule_.running(s), back, scratch,
                                   [&](Index j, Index first, int count, const Real* sums, Index width) {
                                       finish_forward<cell>(forward_row(s, j, first, count, sums, width, projected));
                                       pack_state(s + 1, j, first, first + count);

@@ -250,7 +250,7 @@ class ManyRowsStep {
                     }
                 });
             };
-            if (split.takes_part) multiply_step(of_h, split, tiles_of_h, families, scratch, advance_family);
+            if (split.takes_part) multiply_step(of_h, split, tiles_of_h, families, false, scratch, advance_family);
             return;
         }
 
@@ -263,7 +263,7 @@ class ManyRowsStep {
         member.wait();
         if (!siblings) {
             if (split.takes_part)
-                multiply_step(std::array{of_x, of_h}, split, tiles, call.rows, scratch,
+                multiply_step(std::array{of_x, of_h}, split, tiles, call.rows, false, scratch,
                               [&](Index i, Index first, int count, const auto& products, Index width) {
                                   each_panel(first, count, [&](Index unit, int units, int done) {
                                       at.advance(nullptr, i, unit, units, {products[0] + done, width},
@@ -275,14 +275,14 @@ class ManyRowsStep {
         const Index gates = packed.h.groups;
         const auto shared = [&](Index f, Index first) { return shared_ + f * gates * layer.width() + first; };
         if (split.takes_part)
-            multiply_step(of_h, split, tiles_of_h, families, scratch,
+            multiply_step(of_h, split, tiles_of_h, families, false, scratch,
                           [&](Index f, Index first, int count, const float* product, Index width) {
                               for (Index gate = 0; gate < gates; ++gate)
                                   std::copy_n(product + gate * width, count, shared(f, first) + gate * layer.width());
                           });
         member.wait();
         if (split.takes_part)
-            multiply_step(of_x, split, tiles, call.rows, scratch,
+            multiply_step(of_x, split, tiles, call.rows, false, scratch,
                           [&](Index i, Index first, int count, const float* sums, Index width) {
                               const float* of_parent = shared(siblings->family[static_cast<std::size_t>(i)], first);
                               each_panel(first, count, [&](Index unit, int units, int done) {

@@ -122,7 +122,7 @@ void multiply_pass(const StepProduct<Format>& step, const Tiles& tiles, std::spa
 // at products[i] + group · width. `scratch` has products_size for each product.
 template <class Format, std::size_t Count, class Visit>
 void multiply_step(const std::array<StepProduct<Format>, Count>& steps, const Split& split, const GroupTiles& tiles,
-                   Index running, typename Format::Real* scratch, Visit visit) {
+                   Index running, bool back, typename Format::Real* scratch, Visit visit) {
     using Real = typename Format::Real;
     const Panels<Format>& b = *steps[0].b;
     const Index first_panel = split.first_panel(b.group_panels()), end_panel = split.end_panel(b.group_panels());
@@ -132,21 +132,24 @@ void multiply_step(const std::array<StepProduct<Format>, Count>& steps, const Sp
         for (; taken < kPassTiles && next < tiles.all.count && tiles.all.begin(next) < running; next += tiles.step)
             pass[taken++] = next;
         const Index at_once = panels_at_once(tiles.all.height(pass[0]));
-        for (Index p = first_panel; p < end_panel; p += at_once) {
+        const Index pieces = ceil_divide(end_panel - first_panel, at_once);
+        const auto panel = [&](Index i) { return first_panel + (back ? pieces - 1 - i : i) * at_once; };
+        for (Index i = 0; i < pieces; ++i) {
+            const Index p = panel(i);
             const Index panels = std::min(at_once, end_panel - p);
             const Index width = panels * kWidth<Format>;
-            const auto* after = steps[0].block(p + at_once < end_panel ? p + at_once : first_panel, 0, 0);
+            const auto* after = i + 1 < pieces ? steps[0].block(panel(i + 1), 0, 0) : nullptr;
             std::array<Real*, Count> products;
-            for (std::size_t i = 0; i < Count; ++i) {
-                products[i] = scratch + static_cast<Index>(i) * products_size<Format>(steps[i].groups);
-                multiply_pass(steps[i], tiles.all, std::span(pass).first(taken), p, panels,
-                              i + 1 < Count ? steps[i + 1].block(p, 0, 0) : after, products[i]);
+            for (std::size_t k = 0; k < Count; ++k) {
+                products[k] = scratch + static_cast<Index>(k) * products_size<Format>(steps[k].groups);
+                multiply_pass(steps[k], tiles.all, std::span(pass).first(taken), p, panels,
+                              k + 1 < Count ? steps[k + 1].block(p, 0, 0) : after, products[k]);
             }
             const Index first = p * kWidth<Format>;
             const int count = static_cast<int>(std::min(width, b.columns - first));
-            for (std::size_t i = 0; i < taken; ++i) {
-                const Index begin = tiles.all.begin(pass[i]);
-                const int height = tiles.all.height(pass[i]);
+            for (std::size_t k = 0; k < taken; ++k) {
+                const Index begin = tiles.all.begin(pass[k]);
+                const int height = tiles.all.height(pass[k]);
                 for (int r = 0; r < height; ++r) {
                     if (begin + r < running) visit(begin + r, first, count, products, width);
                     for (std::size_t product = 0; product < Count; ++product)
@@ -160,8 +163,8 @@ void multiply_step(const std::array<StepProduct<Format>, Count>& steps, const Sp
 // The same for one product: visit(j, first, count, product, width).
 template <class Format, class Visit>
 void multiply_step(const StepProduct<Format>& step, const Split& split, const GroupTiles& tiles, Index running,
-                   typename Format::Real* scratch, Visit visit) {
-    multiply_step(std::array{step}, split, tiles, running, scratch,
+                   bool back, typename Format::Real* scratch, Visit visit) {
+    multiply_step(std::array{step}, split, tiles, running, back, scratch,
                   [&](Index j, Index first, int count, const auto& products, Index width) {
                       visit(j, first, count, products[0], width);
                   });

@@ -330,12 +330,12 @@ class RecurrentLayer(StackedParameters):
         return x, lengths, checked_resets(resets, x, who=who, lengths=lengths)
 
     def _initial_states(self, x: Tensor, state: Any, batched: bool) -> list[list[Any]]:
-        kind = self.cell_type.State
+        kind, batch = self.cell_type.State, x.shape[1]
         sizes = [self._state_sizes(layer) for layer in range(self.num_layers)]
+        # Under autocast the inputs may be of lower precision than the state should be kept in.
         dtype = self._some_weight().dtype
         if state is None:
-            # Under autocast the inputs may be of lower precision than the state should be kept in.
-            zeros = [[x.new_zeros(x.shape[1], size, dtype=dtype) for size in layer] for layer in sizes]
+            zeros = [[x.new_zeros(batch, size, dtype=dtype) for size in layer] for layer in sizes]
             return [[kind(*fields)] * self.directions for fields in zeros]
         who = type(self).__name__
         states = split_state(
@@ -344,7 +344,7 @@ class RecurrentLayer(StackedParameters):
             sizes=sizes,
             directions=self.directions,
             batched=batched,
-            batch=x.shape[1],
+            batch=batch,
             who=who,
         )
         for field in (field for layer in states for one in layer for field in one):

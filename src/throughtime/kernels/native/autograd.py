@@ -58,15 +58,18 @@ def run_differentiably(call: Recurrence, watch: Watch | None = None) -> Unfolded
     groups: list[Unfolded] = []
     lookup = worthwhile(call) if watch is None else None
     rows, tokens = (None, None) if lookup is None else (lookup.weight, lookup.tokens)
-    tensors = differentiable_tensors(call)
-    results = _Node.apply(call, groups, watch, rows, tokens, *tensors)  # type: ignore[no-untyped-call]
+    # By what the operator calls them; a cell does without some.
+    named = {name: t for name, t in zip(_names(call), differentiable_tensors(call), strict=True) if t is not None}
+    results = _Node.apply(call, tuple(named), groups, watch, rows, tokens, *named.values())  # type: ignore[no-untyped-call]
     return grouped(results, groups[0])
 
 
 # The arguments of the node before the call's tensors.
-_PLAIN = 5
+_PLAIN = 6
 # Of these, the one that has a gradient: the table that inputs are looked up in.
-_ROWS = 3
+_ROWS = 4
+# The operator's arguments that are tensors.
+_TENSORS = Arguments._fields[3:]
 # What is differentiated in a call that is watched: the rest are the weights.
 _OF_CALL = ("inputs", "h_first", "c_first")
 
@@ -76,11 +79,12 @@ class _Node(torch.autograd.Function):
     def forward(
         ctx: Any,
         call: Recurrence,
+        names: tuple[str, ...],
         groups: list[Unfolded],
         watch: Watch | None,
         rows: Tensor | None,
         tokens: Tensor | None,
-        *tensors: Tensor | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         arguments = arguments_of(call)
         ctx.table = None
@@ -92,26 +96,33 @@ class _Node(torch.autograd.Function):
             results = recurrence(arguments, keep=True)
         unfolded = unfolded_of(call, arguments, results)
         groups.append(unfolded)
-        ctx.rebuild = rebuilder(call)
-        ctx.names, ctx.record, ctx.watch = _names(call), call.record, watch
+        ctx.rebuild, ctx.all_names = rebuilder(call), _names(call)
+        ctx.names, ctx.record, ctx.watch = names, call.record, watch
         ctx.plain = arguments[:3]
         ctx.autocast = autocast_now("cpu")
         outputs, _, _, saved, cells = results
+        # What the operator was given, where that is not what the call has: of another type, or what a table replaces.
+        given = dict(zip(names, tensors, strict=True))
+        own = {name: t for name, t in zip(_TENSORS, arguments[3:], strict=True) if t is not given.get(name)}
+        ctx.own = tuple(own)
         # What the table was made of, so that a change before the backward pass is noticed.
-        ctx.save_for_backward(rows, tokens, *tensors, *arguments[3:], outputs, saved, cells)
+        ctx.save_for_backward(rows, tokens, outputs, saved, cells, *tensors, *own.values())
         ctx.set_materialize_grads(False)
-        return tuple(result.detach() for result in flat(unfolded))
+        # Every state is handed out with the outputs, and gates are parts of one tensor; autograd wants tensors apart.
+        return tuple(result.detach() for result in flat(unfolded)) if call.record else flat(unfolded)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        _, _, *tensors, outputs, saved, cells = ctx.saved_tensors
-        count = len(Arguments._fields) - len(ctx.plain)
-        tensors, given = tensors[:-count], tensors[-count:]
-        if torch.is_grad_enabled():
-            with ctx.autocast():
-                return (None,) * _PLAIN + tuple(reference_gradients(ctx.rebuild, tensors, gradients))
-        arguments = Arguments(*ctx.plain, *given)
         names = ctx.names
+        _, _, outputs, saved, cells, *tensors = ctx.saved_tensors
+        given = dict(zip(names, tensors, strict=False))
+        if torch.is_grad_enabled():
+            leaves = [given.get(name) for name in ctx.all_names]
+            with ctx.autocast():
+                found = dict(zip(ctx.all_names, reference_gradients(ctx.rebuild, leaves, gradients), strict=True))
+            return (*(None,) * _PLAIN, *map(found.get, names))
+        given |= zip(ctx.own, tensors[len(names) :], strict=True)
+        arguments = Arguments(*ctx.plain, *map(given.get, _TENSORS))
         needed = dict(zip(names, ctx.needs_input_grad[_PLAIN:], strict=True))
         wanted = [needed.get(name, False) for name in DIFFERENTIABLE]
         if ctx.table is not None:

@@ -24,7 +24,7 @@ class NativeEngine:
 
     def refusal(self, call: Recurrence) -> str | None:
         """Why the native code does not compute this call; None where it does."""
-        if call.inputs.device.type != "cpu":
+        if not call.inputs.is_cpu:
             return f"the native engine is for processors, the inputs are on {call.inputs.device}"
         if (reason := _missing_reason()) is not None:
             return reason
@@ -65,9 +65,9 @@ def _beyond(call: Recurrence) -> str | None:
         return "the native engine has no layer normalisation inside the cell"
     if call.inputs.dtype not in PRECISIONS or cell.weights.weight_hh.dtype not in PRECISIONS:
         return f"the native engine computes in float32, float64 and bfloat16, not in {call.inputs.dtype}"
-    masks = [call.recurrent_mask, *(call.zoneout or ())]
-    if any(mask is not None and mask.requires_grad for mask in masks):
-        return "the native engine has no gradient of masks"
+    for mask in (call.recurrent_mask, *(call.zoneout or ())):
+        if mask is not None and mask.requires_grad:
+            return "the native engine has no gradient of masks"
     return None
 
 

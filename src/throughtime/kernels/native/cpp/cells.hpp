@@ -24,12 +24,20 @@ struct ForwardRow {
     const Real* mask;       // GRU (H), of h(t-1) in a product
     const Real* zoneout_h;  // (P)
     const Real* zoneout_c;  // (H)
-    bool fresh;   // the state before this step is zero
+    bool fresh;    // the state before this step is zero
+    bool streams;  // `saved`, `h_out` and `c_out` are written past the caches
     Real* h;      // (P) running state
     Real* c;      // (H)
     Real* h_out;  // (P)
     Real* c_out;  // (H), or null
 };
+
+// What nobody reads before the step is over.
+template <class Real>
+inline void put_result(const ForwardRow<Real>& row, Real* to, Vector<Real> value, int n) {
+    if (row.streams) stream(to, value);
+    else store(to, value, n);
+}
 
 template <class Real>
 inline Vector<Real> keep(Vector<Real> old, Vector<Real> value, const Real* zoneout, Index at, int count) {
@@ -43,7 +51,7 @@ template <class Real>
 inline void put_state(const ForwardRow<Real>& row, Index u, int n, Vector<Real> h_old, Vector<Real> h) {
     h = keep(h_old, h, row.zoneout_h, u, n);
     store(row.h + u, h, n);
-    store(row.h_out + u, h, n);
+    put_result(row, row.h_out + u, h, n);
 }
 
 // The step of a cell with one product; of a projected LSTM, the first of its two, up to o ⊙ tanh c.
@@ -57,7 +65,7 @@ template <Cell cell, class Real>
         const auto product = [&](int gate) { return load(row.product + gate * row.product_stride + j, n); };
         const auto input = [&](int gate) { return load(row.inputs + gate * row.inputs_stride + j, n); };
         const auto save = [&](int slot, V value) {
-            if (row.saved) store(row.saved + slot * row.units + u, value, n);
+            if (row.saved) put_result(row, row.saved + slot * row.units + u, value, n);
         };
         if constexpr (is_lstm(cell)) {
             const V c_old = row.fresh ? V{} : load(row.c + u, n);
@@ -80,7 +88,7 @@ template <Cell cell, class Real>
             save(2, g);
             save(3, o);
             store(row.c + u, c, n);
-            if (row.c_out) store(row.c_out + u, c, n);
+            if (row.c_out) put_result(row, row.c_out + u, c, n);
             if constexpr (cell == Cell::kLstmProjected) {
                 save(4, h);
             } else {

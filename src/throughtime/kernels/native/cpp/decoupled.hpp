@@ -119,8 +119,6 @@ class Decoupled {
     static constexpr int kColumns = kWidth<Format>;  // of a panel
     // Of a block: its panel of h, x and o stand in the first cache, all of its h in the second.
     static constexpr Index kRows = 168 / kTallRows * kTallRows;
-    // Of h: less may wait in a core's own cache for who reads it next.
-    static constexpr Index kStreamedBytes = Index{1} << 20;
     // Segments, and numbers of all their sums.
     static constexpr Index kSegments = 16;
     static constexpr Index kMostOfSums = Index{1} << 24;

@@ -33,6 +33,7 @@ class Forward : Pass<Format> {
         if (turned_ && !row_by_row_) of_rows_.data = buffers_.template take<Packed>(of_rows_.size());
         if (!as_it_stands_) of_state_.data = buffers_.template take<Packed>(of_state_.size());
         if (problem.weight_hr) of_middle_.data = buffers_.template take<Packed>(of_middle_.size());
+        streams_ = streams_results();
         stride_ = padded_stride<Format>(round_up(p_, Format::kUnit));
         middle_stride_ = padded_stride<Format>(round_up(h_, Format::kUnit));
         for (auto& state : states_) state = this->take_operand(stride_);
@@ -72,6 +73,22 @@ class Forward : Pass<Format> {
     }
 
   private:
+    bool streams_results() const {
+        // The second product of a step reads what the first one saved.
+        if (has_two_products(problem_.cell)) return false;
+        Index bytes = 0;
+        bool fits = true;
+        const auto add = [&](const Real* to, Index width) {
+            if (!to) return;
+            bytes += schedule_.rows() * width * static_cast<Index>(sizeof(Real));
+            fits = fits && streams_to(to, h_);
+        };
+        add(problem_.outputs, h_);
+        add(problem_.saved, saved_ * h_);
+        add(problem_.cells, h_);
+        return fits && bytes > kStreamedBytes;
+    }
+
     // Where there is a place for it.
     static void pack(std::atomic<Index>& next, const Panels<Format>& panels, const Real* rows) {
         if (!panels.data) return;
@@ -262,6 +279,7 @@ class Forward : Pass<Format> {
                 if (split.together()) member.wait();
             }
         }
+        if (streams_) intrinsics::finish_streams();
     }
 
     Projected projected_of(const Member& member, const Split& split, const GroupTiles& tiles) {
@@ -312,6 +330,7 @@ class Forward : Pass<Format> {
         row.zoneout_h = row_of(problem_.zoneout_h, place, p_);
         row.zoneout_c = row_of(problem_.zoneout_c, place, h_);
         row.fresh = fresh(place);
+        row.streams = streams_;
         row.h = h_now_ + j * p_;
         row.c = c_now_ + j * h_;
         row.h_out = problem_.outputs + place * p_;
@@ -319,6 +338,7 @@ class Forward : Pass<Format> {
         return row;
     }
 
+    bool streams_;  // the results, past the caches
     // Of a single sequence:
     bool as_it_stands_;  // W is not packed
     bool turned_;        // nor is U, in panels: its rows are those of A

@@ -65,6 +65,10 @@ inline void store(Real* to, Vector<Real> v, int count) {
     std::memcpy(to, &v, sizeof(Real) * static_cast<std::size_t>(count));
 }
 
+// From so many bytes of results on it pays to write them past the caches, as a line that is written otherwise is read
+// first, and pushes out what will be wanted sooner; fewer may wait in a core's own cache for who reads them next.
+inline constexpr std::int64_t kStreamedBytes = std::int64_t{1} << 20;
+
 // Whether rows of `count` numbers can go to memory past the caches, which pays where vectors fill whole lines of it.
 template <class Real>
 inline bool streams_to(const Real* to, std::int64_t count) {

@@ -101,6 +101,32 @@ def test_a_parametrised_weight_is_used(name: str) -> None:
     assert layer.parametrizations.weight_hh_l0.original1.grad.any()
 
 
+def test_every_weight_parametrised() -> None:
+    layer = tt.nn.GRU(I, H)
+    x = torch.randn(T, B, I)
+    expected = layer(x)[0]
+    for name in [name for name, _ in layer.named_parameters()]:
+        nn.utils.parametrize.register_parametrization(layer, name, nn.Identity())
+    assert not layer._parameters
+    assert torch.equal(layer(x)[0], expected)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_state_may_be_changed_in_place(layers: int) -> None:
+    layer = tt.nn.LSTM(I, H, layers)
+    x = torch.randn(T, B, I, requires_grad=True)
+    outputs, (h, c) = layer(x)
+    before = outputs.detach().clone()
+    h[:, 1] = 0
+    c.mul_(2)
+    assert torch.equal(outputs, before)
+    (outputs.sum() + h.sum() + c.sum()).backward()
+    first = x.grad.clone()
+    outputs, (h, c) = layer(x)
+    (outputs.sum() + h[:, [0, *range(2, B)]].sum() + 2 * c.sum()).backward()
+    torch.testing.assert_close(x.grad, 2 * first)
+
+
 def test_flatten_parameters_is_there_for_programs_that_call_it() -> None:
     layer = tt.nn.LSTM(I, H)
     x = torch.randn(T, B, I)

@@ -301,6 +301,16 @@ def test_one_sequence(steps: int, reverse: bool, cell: str, isa: str, precision:
     check(Case(cell, steps, batch=1, inputs=130, units=units, reverse=reverse, mask=True), precision, isa)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@every_isa
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("units", [60, 64])
+def test_results_beyond_the_caches(units: int, cell: str, isa: str, precision: str) -> None:
+    # More than a megabyte of them; with 64 units they fill whole lines of memory, and are written past the caches.
+    case = Case(cell, steps=96, batch=64, inputs=5, units=units, ragged=True, reverse=True, record=True, threads=3)
+    check(case, precision, isa)
+
+
 @every_isa
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("steps", [0, 3])

@@ -273,6 +273,10 @@ struct Panels {
     int panel_columns(Index p) const {
         return static_cast<int>(std::min<Index>(kWidth<Format>, columns - p % group_panels() * kWidth<Format>));
     }
+    // The same, the last vector filled up.
+    int whole_columns(Index p) const {
+        return static_cast<int>(round_up(panel_columns(p), kLanes<typename Format::Real>));
+    }
 };
 
 // A block of units, whatever its type, to where they stand packed.
@@ -465,7 +469,7 @@ struct Columns {
     Index first;         // panels [first, last) of every group
     Index last;
     Index group_stride;  // between groups in C
-    bool padded;         // C has room for whole panels
+    bool padded;         // C has room for whole panels, of which whole vectors are written
 };
 
 // C = start + A B, or C += A B, for rows [begin, end), at most kBlockRows, and some panels of each group of B. c_row(i)
@@ -496,7 +500,8 @@ void multiply_block(Index begin, Index end, const SourceOfA& a, const Panels<For
                 call.b = b.panel(panel) + k0 * kWidth<Format>;
                 call.column = group * columns.group_stride + (p - columns.first) * kWidth<Format>;
                 call.start = start ? start + call.column : nullptr;
-                const int last_columns = columns.padded ? kWidth<Format> : b.panel_columns(panel + now - 1);
+                const Index last = panel + now - 1;
+                const int last_columns = columns.padded ? b.whole_columns(last) : b.panel_columns(last);
                 const bool more = p + now < columns.last || group + 1 < b.groups;
                 const Index following =
                     p + now < columns.last ? panel + now : (group + 1) * b.group_panels() + columns.first;

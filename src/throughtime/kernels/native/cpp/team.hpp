@@ -88,6 +88,7 @@ void multiply_pass(const StepProduct<Format>& step, const Tiles& tiles, std::spa
                    Index panels, const typename Format::Packed* after, typename Format::Real* products) {
     std::array<typename Format::Real*, kTileRows> rows;
     const Index width = panels * kWidth<Format>;
+    const int last_columns = step.b->whole_columns(p + panels - 1);
     // A panel's part of one block of depth stays in the first cache while all tiles pass by it.
     for (Index k0 = 0; k0 < step.depth; k0 += kBlockDepth<Format>) {
         const bool is_last = k0 + kBlockDepth<Format> >= step.depth;
@@ -110,7 +111,7 @@ void multiply_pass(const StepProduct<Format>& step, const Tiles& tiles, std::spa
                     rows[static_cast<std::size_t>(r)] = products + ((row + r) * step.groups + group) * width;
                 call.a = step.operand + tiles.begin(pass[i]) * step.stride + k0;
                 look_ahead(call, next, static_cast<Index>(i), static_cast<Index>(pass.size()));
-                multiply_tile<Format, Layout::kRowMajor>(height, call, panels, kWidth<Format>);
+                multiply_tile<Format, Layout::kRowMajor>(height, call, panels, last_columns);
                 row += height;
             }
         }

@@ -301,7 +301,7 @@ def test_one_sequence(steps: int, reverse: bool, cell: str, isa: str, precision:
     check(Case(cell, steps, batch=1, inputs=130, units=units, reverse=reverse, mask=True), precision, isa)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["float32", "float64"])
 @every_isa
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("units", [60, 64])

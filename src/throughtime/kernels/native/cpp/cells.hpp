@@ -26,10 +26,10 @@ struct ForwardRow {
     const Real* zoneout_c;  // (H)
     bool fresh;    // the state before this step is zero
     bool streams;  // `saved`, `h_out` and `c_out` are written past the caches
-    Real* h;      // (P) running state
-    Real* c;      // (H)
-    Real* h_out;  // (P)
-    Real* c_out;  // (H), or null
+    Real* h;       // (P) running state
+    Real* c;       // (H)
+    Real* h_out;   // (P)
+    Real* c_out;   // (H), or null
 };
 
 // What nobody reads before the step is over.

@@ -217,7 +217,7 @@ class Forward : Pass<Format> {
     Index turned_stride() const { return of_rows_.panels() * kWidth<Format>; }
     Index turned_size() const { return kTurnedUnits * turned_stride(); }
 
-    // W h(t-1) of one sequence, with W as it stands.
+    // W h(t-1) of one sequence, with W as it stands, its rows forth and `back` in turns.
     template <class Visit>
     void multiply_alone(const Packed* state, bool back, const Projected& projected, Real* sums, Visit visit) const {
         constexpr Index kAtOnce = 2 * kWidth<Format>;  // no more than `sums` has room for

@@ -120,7 +120,8 @@ void multiply_pass(const StepProduct<Format>& step, const Tiles& tiles, std::spa
 
 // Products with matrices of one width, for one member's rows and columns, and what follows them while they are in the
 // cache: visit(j, first, count, products, width) is told that columns [first, first + count) of each group of row j stand
-// at products[i] + group · width. `scratch` has products_size for each product.
+// at products[i] + group · width. `scratch` has products_size for each product. Steps that take the panels forth and `back`
+// in turns find what the one before read last in their core's cache.
 template <class Format, std::size_t Count, class Visit>
 void multiply_step(const std::array<StepProduct<Format>, Count>& steps, const Split& split, const GroupTiles& tiles,
                    Index running, bool back, typename Format::Real* scratch, Visit visit) {

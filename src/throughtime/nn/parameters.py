@@ -101,7 +101,7 @@ class StackedParameters(nn.Module, ABC):
         return kind(*[self._parameter(name + suffix) if name in names else None for name in kind._fields])
 
     def _parameter(self, name: str) -> Tensor:
-        # `getattr` gets there by way of a method of `nn.Module`, which each call of a layer would pay for several times;
+        # `getattr` gets there by way of a method of `nn.Module`, which each call of a layer would pay for often;
         # what has been made of a parameter (parametrised, pruned) is found by it alone.
         found = self._parameters.get(name)
         return getattr(self, name) if found is None else found

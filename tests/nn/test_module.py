@@ -112,19 +112,29 @@ def test_every_weight_parametrised() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_the_state_may_be_changed_in_place(layers: int) -> None:
-    layer = tt.nn.LSTM(I, H, layers)
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_the_state_may_be_changed_in_place(engine: str, name: str, layers: int) -> None:
+    layer = getattr(tt.nn, name)(I, H, layers, engine=engine)
     x = torch.randn(T, B, I, requires_grad=True)
-    outputs, (h, c) = layer(x)
+    outputs, state = layer(x)
     before = outputs.detach().clone()
-    h[:, 1] = 0
-    c.mul_(2)
+    for field in leaves(state):
+        field[:, 1] = 0
     assert torch.equal(outputs, before)
-    (outputs.sum() + h.sum() + c.sum()).backward()
+    (outputs.sum() + sum(field.sum() for field in leaves(state))).backward()
     first = x.grad.clone()
-    outputs, (h, c) = layer(x)
-    (outputs.sum() + h[:, [0, *range(2, B)]].sum() + 2 * c.sum()).backward()
+    outputs, state = layer(x)
+    (outputs.sum() + sum(field[:, [0, *range(2, B)]].sum() for field in leaves(state))).backward()
     torch.testing.assert_close(x.grad, 2 * first)
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_the_state_after_no_steps_is_a_copy(engine: str) -> None:
+    given = torch.ones(1, B, H)
+    _, state = tt.nn.GRU(I, H, engine=engine)(torch.zeros(0, B, I), given)
+    state.zero_()
+    assert torch.equal(given, torch.ones(1, B, H))
 
 
 def test_flatten_parameters_is_there_for_programs_that_call_it() -> None:

@@ -78,8 +78,12 @@ def join_state(states: list[list[Any]], *, equal_sizes: bool, batched: bool) -> 
 
 
 def _stacked(fields: list[Tensor], batched: bool) -> Tensor:
-    """(fields, B, size), without the batch's axis where there is none; a single one is not copied."""
-    stacked = fields[0].unsqueeze(0) if len(fields) == 1 else torch.stack(fields)
+    """(fields, B, size), without the batch's axis where there is none.
+
+    Always a copy, a single one too: the caller may change it in place, and an engine's own state may be saved for the
+    backward pass, or be the state that the caller gave.
+    """
+    stacked = torch.stack(fields)
     return stacked if batched else stacked.squeeze(1)
 
 

@@ -52,10 +52,14 @@ class Arguments(NamedTuple):
     def contiguous(self) -> dict[str, Tensor]:
         """The tensors by name, without those that are None, each in one piece."""
         tensors: Any = self[_PLAIN:]
-        pairs = zip(self._fields[_PLAIN:], tensors, strict=True)
+        pairs = zip(TENSORS, tensors, strict=True)
         return {name: value.contiguous() for name, value in pairs if value is not None}
 
     @property
     def is_small(self) -> bool:
         """Whether one thread is enough."""
         return self.inputs.shape[1] * self.weight_hh.numel() < _SMALL
+
+
+# The names of those that are tensors, if they are there.
+TENSORS = Arguments._fields[_PLAIN:]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from throughtime.kernels.native.arguments import Arguments
+from throughtime.kernels.native.arguments import TENSORS, Arguments
 from throughtime.kernels.native.lookup import Table, worthwhile
 from throughtime.kernels.native.operators import (
     DIFFERENTIABLE,
@@ -68,8 +68,6 @@ def run_differentiably(call: Recurrence, watch: Watch | None = None) -> Unfolded
 _PLAIN = 6
 # Of these, the one that has a gradient: the table that inputs are looked up in.
 _ROWS = 4
-# The operator's arguments that are tensors.
-_TENSORS = Arguments._fields[3:]
 # What is differentiated in a call that is watched: the rest are the weights.
 _OF_CALL = ("inputs", "h_first", "c_first")
 
@@ -103,7 +101,7 @@ class _Node(torch.autograd.Function):
         outputs, _, _, saved, cells = results
         # What the operator was given, where that is not what the call has: of another type, or what a table replaces.
         given = dict(zip(names, tensors, strict=True))
-        own = {name: t for name, t in zip(_TENSORS, arguments[3:], strict=True) if t is not given.get(name)}
+        own = {name: t for name, t in zip(TENSORS, arguments[3:], strict=True) if t is not given.get(name)}
         ctx.own = tuple(own)
         # What the table was made of, so that a change before the backward pass is noticed.
         ctx.save_for_backward(rows, tokens, outputs, saved, cells, *tensors, *own.values())
@@ -122,7 +120,7 @@ class _Node(torch.autograd.Function):
                 found = dict(zip(ctx.all_names, reference_gradients(ctx.rebuild, leaves, gradients), strict=True))
             return (*(None,) * _PLAIN, *map(found.get, names))
         given |= zip(ctx.own, tensors[len(names) :], strict=True)
-        arguments = Arguments(*ctx.plain, *map(given.get, _TENSORS))
+        arguments = Arguments(*ctx.plain, *map(given.get, TENSORS))
         needed = dict(zip(names, ctx.needs_input_grad[_PLAIN:], strict=True))
         wanted = [needed.get(name, False) for name in DIFFERENTIABLE]
         if ctx.table is not None:

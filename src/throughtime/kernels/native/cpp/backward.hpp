@@ -52,11 +52,11 @@ class Backward : Pass<Format> {
 
     void run(const Member& member) {
         for (Index p = next_[0]++; p < of_state_.panels(); p = next_[0]++)
-            pack_rows(of_state_, p, [&](Index k) { return problem_.weight_hh + k * p_; });
+            pack_matrix(of_state_, p, problem_.weight_hh);
         if (gradients_.x && !one_place_) pack_inputs_weight();
         if (problem_.weight_hr)
             for (Index p = next_[2]++; p < of_middle_.panels(); p = next_[2]++)
-                pack_rows(of_middle_, p, [&](Index k) { return problem_.weight_hr + k * h_; });
+                pack_matrix(of_middle_, p, problem_.weight_hr);
         if (member.index == 0) begin();
         member.wait();
         this->with_cell([&]<Cell cell>() { chunks_of<cell>(member); });
@@ -80,7 +80,7 @@ class Backward : Pass<Format> {
 
     void pack_inputs_weight() {
         for (Index p = next_[1]++; p < of_inputs_.panels(); p = next_[1]++)
-            pack_rows(of_inputs_, p, [&](Index k) { return problem_.weight_ih + k * problem_.inputs; });
+            pack_matrix(of_inputs_, p, problem_.weight_ih);
     }
 
     void begin() {

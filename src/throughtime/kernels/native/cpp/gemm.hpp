@@ -279,6 +279,12 @@ struct Panels {
     }
 };
 
+// Rows in memory often begin pages apart, where no core looks ahead by itself.
+template <class Real>
+inline void prefetch(const Real* from, Index count) {
+    for (Index i = 0; i < count; i += 64 / static_cast<Index>(sizeof(Real))) __builtin_prefetch(from + i);
+}
+
 // A block of units, whatever its type, to where they stand packed.
 template <class Format>
 inline void store_units(typename Format::Packed* to, const typename Format::Block& units) {
@@ -356,6 +362,17 @@ void pack_rows(const Panels<Format>& b, Index p, Row row) {
     }
 }
 
+// Panel p of B where B stands in memory as it is, (depth, columns).
+template <class Format>
+void pack_matrix(const Panels<Format>& b, Index p, const typename Format::Real* matrix) {
+    constexpr Index kAhead = 16;
+    const Index first = b.first_column(p);
+    pack_rows(b, p, [&](Index k) {
+        prefetch(matrix + std::min(k + kAhead, b.depth - 1) * b.columns + first, kWidth<Format>);
+        return matrix + k * b.columns;
+    });
+}
+
 // -- A ----------------------------------------------------------------------------------------------------------------
 
 // Rows apart by a distance that is no power of two, so that the rows of a tile do not compete for one place in the cache.
@@ -364,12 +381,6 @@ inline Index padded_stride(Index depth) {
     const Index line = 64 / static_cast<Index>(sizeof(typename Format::Packed));
     const Index lines = ceil_divide(depth, line);
     return (lines + (lines % 2 ? 0 : 1)) * line;
-}
-
-// Rows in memory often begin pages apart, where no core looks ahead by itself.
-template <class Real>
-inline void prefetch(const Real* from, Index count) {
-    for (Index i = 0; i < count; i += 64 / static_cast<Index>(sizeof(Real))) __builtin_prefetch(from + i);
 }
 
 // Where a packed tile begins. Interleaved tiles have room behind them, for stores wider than the tile.

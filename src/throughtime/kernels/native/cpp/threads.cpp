@@ -80,6 +80,7 @@ struct OpenMp {
     using Work = void (*)(void*);
     void (*parallel)(Work, void*, unsigned threads, unsigned flags) = nullptr;
     int (*count)() = nullptr;
+    int (*number)() = nullptr;
 
     OpenMp() {
         void* entry = dlsym(RTLD_DEFAULT, "GOMP_parallel");
@@ -89,7 +90,8 @@ struct OpenMp {
         void* library = dlopen(found.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
         if (!library) return;
         count = reinterpret_cast<int (*)()>(dlsym(library, "omp_get_num_threads"));
-        if (count) parallel = reinterpret_cast<void (*)(Work, void*, unsigned, unsigned)>(entry);
+        number = reinterpret_cast<int (*)()>(dlsym(library, "omp_get_thread_num"));
+        if (count && number) parallel = reinterpret_cast<void (*)(Work, void*, unsigned, unsigned)>(entry);
     }
 };
 
@@ -120,12 +122,11 @@ void run_with_openmp(const OpenMp& openmp, int threads, const std::function<void
         const OpenMp& openmp;
         const std::function<void(const Member&)>& work;
         Barrier barrier;
-        std::atomic<int> next{0};
     } shared{openmp, work, Barrier(threads)};
     openmp.parallel(
         [](void* given) {
             auto& all = *static_cast<Shared*>(given);
-            all.work(Member{all.next++, all.openmp.count(), &all.barrier});
+            all.work(Member{all.openmp.number(), all.openmp.count(), &all.barrier});
         },
         &shared, static_cast<unsigned>(threads), 0);
 }
@@ -144,17 +145,18 @@ void run_with_workers(Pool& shared, int threads, const std::function<void(const 
 
 }  // namespace
 
-Barrier::Barrier(int most_members) : lines_(static_cast<std::size_t>(most_members)) {}
+Barrier::Barrier(int most_members) : places_(static_cast<std::size_t>(most_members)) {}
 
 void Barrier::wait(int index, int members) {
-    Line& own = lines_[static_cast<std::size_t>(index)];
+    Place& own = places_[static_cast<std::size_t>(index)];
     const unsigned time = ++own.passed;
     for (int round = 0, distance = 1; distance < members; ++round, distance *= 2) {
-        Line& other = lines_[static_cast<std::size_t>((index + distance) % members)];
-        other.told[round].store(time, std::memory_order_release);
+        Place& other = places_[static_cast<std::size_t>((index + distance) % members)];
+        other.lines[time % 2].told[round].store(time, std::memory_order_release);
         // Who tells may be one time ahead already.
-        const auto told = [&] { return static_cast<int>(own.told[round].load(std::memory_order_acquire) - time) >= 0; };
+        const auto told = [&] { return static_cast<int>(own.lines[time % 2].told[round].load(std::memory_order_acquire) - time) >= 0; };
         while (!spin_until(told)) sched_yield();
+        __builtin_prefetch(&other.lines[(time + 1) % 2].told[round], 1);
     }
 }
 

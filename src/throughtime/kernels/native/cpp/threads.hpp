@@ -16,12 +16,13 @@ class Barrier {
 
   private:
     static constexpr int kRounds = 15;  // enough for 32,768 members
-    // Each on a line of the cache that nobody else looks at.
-    struct alignas(64) Line {
-        unsigned passed = 0;                         // how often its owner has waited here
-        std::atomic<unsigned> told[kRounds] = {};  // what it was told in each round
+    // Lines of the cache: one that nobody else looks at, and one that others write to.
+    struct Place {
+        alignas(64) unsigned passed = 0;                       // how often its owner has waited here
+        struct alignas(64) Line { std::atomic<unsigned> told[kRounds] = {}; };
+        Line lines[2];  // what it was told in each round
     };
-    std::vector<Line> lines_;
+    std::vector<Place> places_;
 };
 
 // One member's view of its team.

@@ -37,14 +37,16 @@ class Backward : Pass<Format> {
         const Index rows = chunk_steps_ * problem.batch;
         slab_size_ = Panels<Format>{rows, 1, std::max({problem.inputs, p_, h_})}.size();
         slab_ = buffers_.template take<Packed>(3 * slab_size_);
-        stride_ = padded_stride<Format>(round_up(gates_ * h_, Format::kUnit));
+        sums_stride_ = padded_stride<Plain<Real>>(saved_ * h_);
+        stride_ = Format::kRounds ? padded_stride<Format>(round_up(gates_ * h_, Format::kUnit)) : sums_stride_;
         middle_stride_ = padded_stride<Format>(round_up(std::max(h_, p_), Format::kUnit));
-        // Rows that do not run yet share a tile with rows that do: their operands are zero.
-        for (auto& operand : operands_) operand = this->take_operand(stride_);
+        // Rows that do not run yet share a tile with rows that do: what stands there is multiplied too, and not used.
+        if (Format::kRounds)
+            for (auto& operand : operands_) operand = this->take_operand(stride_);
         for (auto& middle : middles_) middle = this->take_operand(middle_stride_);
         d_h_ = buffers_.template take<Real>(problem.batch * p_);
         d_c_ = buffers_.template take<Real>(problem.batch * h_);
-        d_sums_ = buffers_.template take<Real>(rows * saved_ * h_);
+        d_sums_ = buffers_.template take<Real>((rows + kTileRows) * sums_stride_);
         products_ = buffers_.template take<Real>(threads * products_size<Format>(1));
         scratch_ = buffers_.template take<Packed>(threads * kScratchOfA<Format>);
         next_ = std::make_unique<std::atomic<Index>[]>(static_cast<std::size_t>(kFixed + kPerChunk * chunks()));
@@ -168,7 +170,6 @@ class Backward : Pass<Format> {
         for (Index s = end_step - 1; s >= first_step; --s) {
             const Index running = schedule_.running(s);
             const bool back = s % 2;
-            Packed* operand = operands_[static_cast<std::size_t>(s % 2)];
             Packed* middle = middles_[static_cast<std::size_t>(s % 2)];
             if (split.takes_part) {
                 // Of the units of h, which a projected LSTM has P of.
@@ -180,7 +181,7 @@ class Backward : Pass<Format> {
                         constexpr Index kMiddle = cell == Cell::kGruBefore ? 2 : 4;
                         pack_row(row.products + kMiddle * h_, begin(of_h), end(of_h), middle + j * middle_stride_);
                     } else {
-                        leave<cell>(s, j, row, operand);
+                        leave<cell>(s, j, row);
                     }
                 });
             }
@@ -194,16 +195,17 @@ class Backward : Pass<Format> {
                                       auto row = backward_row<cell>(s, j, first, first + count, chunk_begin);
                                       row.product = sums;
                                       finish_backward<cell>(row);
-                                      leave<cell>(s, j, row, operand);
+                                      leave<cell>(s, j, row);
                                   });
                 }
                 if (split.together()) member.wait();
             }
             if (split.takes_part) {
                 const Index depth = (cell == Cell::kGruBefore ? 2 : gates_) * h_;
-                multiply_step(StepProduct<Format>{operand, stride_, &of_state_, 0, 1, 0, depth}, split, tiles, running,
-                              back, scratch, [&](Index j, Index first, int count, const Real* sums, Index) {
-                                  arrive(s, j, first, count, sums);
+                const Packed* sums = operand(s, schedule_.begin(s) - chunk_begin);
+                multiply_step(StepProduct<Format>{sums, stride_, &of_state_, 0, 1, 0, depth}, split, tiles, running, back,
+                              scratch, [&](Index j, Index first, int count, const Real* products, Index) {
+                                  arrive(s, j, first, count, products);
                               });
             }
         }
@@ -229,20 +231,26 @@ class Backward : Pass<Format> {
         row.product = nullptr;
         row.d_h = d_h_ + j * p_;
         row.d_c = d_c_ + j * h_;
-        row.products = d_sums_ + (schedule_.begin(s) + j - chunk_begin) * saved_ * h_;
+        row.products = d_sums_ + (schedule_.begin(s) + j - chunk_begin) * sums_stride_;
         row.d_state = gradients_.states ? gradients_.states + place * p_ : nullptr;
         row.d_memory = gradients_.cells_of_steps ? gradients_.cells_of_steps + place * h_ : nullptr;
         return row;
     }
 
+    // The gradients of a step's summed inputs as the product with W takes them: rounded, or where they stand.
+    const Packed* operand(Index s, Index first_row) const {
+        if constexpr (Format::kRounds) return operands_[static_cast<std::size_t>(s % 2)];
+        else return d_sums_at(first_row);
+    }
+
     // The row's gradients of summed inputs, for the product with W; nothing else goes beyond a sequence's beginning.
     template <Cell cell>
-    void leave(Index s, Index j, const BackwardRow<Real>& row, Packed* operand) const {
+    void leave(Index s, Index j, const BackwardRow<Real>& row) const {
         const Index end = row.first + row.count;
-        for (Index gate = 0; gate < (cell == Cell::kGruBefore ? 2 : gates_); ++gate) {
-            // What W h saw: the third product of a GRU has a gradient of its own.
-            const Index slot = cell == Cell::kGru && gate == 2 ? 3 : gate;
-            pack_row(row.products + slot * h_, row.first, end, operand + j * stride_ + gate * h_);
+        if constexpr (Format::kRounds) {
+            Packed* to = operands_[static_cast<std::size_t>(s % 2)] + j * stride_;
+            for (Index gate = 0; gate < (cell == Cell::kGruBefore ? 2 : gates_); ++gate)
+                pack_row(row.products + gate * h_, row.first, end, to + gate * h_);
         }
         if (is_lstm(cell) && fresh(schedule_.place(s, j))) std::fill(row.d_c + row.first, row.d_c + end, Real(0));
     }
@@ -261,23 +269,50 @@ class Backward : Pass<Format> {
 
     // -- the sums over steps -----------------------------------------------------------------------------------------------
 
-    // da of a chunk's k-th row.
-    const Real* d_sums_at(Index k) const { return d_sums_ + k * saved_ * h_; }
+    // da of a chunk's k-th row, in the order of BackwardRow's `products`.
+    const Real* d_sums_at(Index k) const { return d_sums_ + k * sums_stride_; }
 
-    // da itself, to who asks for it.
+    // The slot with a gate's gradient as x saw it.
+    Index slot_of(Index gate) const { return problem_.cell == Cell::kGru && gate == 2 ? 3 : gate; }
+
+    // da itself, to who asks for it: as x saw it, and the rest.
     void hand_out(const Chunk& rows) const {
-        const Index width = saved_ * h_;
-        // Of a projected LSTM's last slot only P values mean something.
-        const Index meant = problem_.cell == Cell::kLstmProjected ? 4 * h_ + p_ : width;
-        for (Index k = rows.next[7]++; k < rows.end - rows.begin; k = rows.next[7]++)
-            std::copy_n(d_sums_at(k), meant, gradients_.sums + schedule_.place(rows.begin + k) * width);
+        for (Index k = rows.next[7]++; k < rows.end - rows.begin; k = rows.next[7]++) {
+            const Real* from = d_sums_at(k);
+            Real* to = gradients_.sums + schedule_.place(rows.begin + k) * saved_ * h_;
+            for (Index gate = 0; gate < gates_; ++gate) std::copy_n(from + slot_of(gate) * h_, h_, to + gate * h_);
+            if (problem_.cell == Cell::kGru) std::copy_n(from + 2 * h_, h_, to + 3 * h_);
+            if (problem_.cell == Cell::kGruBefore) std::copy_n(from + 3 * h_, h_, to + 3 * h_);
+            // Of a projected LSTM's last slot only P values mean something.
+            if (problem_.cell == Cell::kLstmProjected) std::copy_n(from + 4 * h_, p_, to + 4 * h_);
+        }
     }
+
+    // Rows of da as x saw it, for a product with U.
+    struct RowsOfSums {
+        static constexpr Layout kLayout = Layout::kRowMajor;
+        const Backward& all;
+
+        void pack(Index begin, Index end, Index k0, Index k1, Packed* to) const {
+            // As in U, but that a GRU's last gate has another before it.
+            const bool is_gru = all.problem_.cell == Cell::kGru;
+            const Index middle = is_gru ? std::clamp(2 * all.h_, k0, k1) : k1;
+            const Index stride = padded_stride<Format>(k1 - k0);
+            const Index filled = round_up(k1 - k0, Format::kUnit);
+            for (Index i = begin; i < end; ++i, to += stride) {
+                const Real* from = all.d_sums_at(i);
+                if (i + 1 < end) prefetch(all.d_sums_at(i + 1) + k0, k1 - k0);
+                Base::pack_row(from, k0, middle, to - k0);
+                Base::pack_row(from + all.h_, middle, k1, to - k0);
+                for (Index k = k1 - k0; k < filled; ++k) to[k] = Format::pack(0);
+            }
+        }
+    };
 
     // dx = da U
     void inputs(const Member& member, const Chunk& rows) {
-        const auto row = [&](Index k) { return d_sums_at(k); };
         multiply<Format>(
-            member, rows.next[0], rows.end - rows.begin, RowsOfA<Format, decltype(row)>{row}, of_inputs_,
+            member, rows.next[0], rows.end - rows.begin, RowsOfSums{*this}, of_inputs_,
             [&](Index k) { return gradients_.x + schedule_.place(rows.begin + k) * problem_.inputs; }, false, nullptr,
             scratch_ + member.index * kScratchOfA<Format>);
     }
@@ -285,13 +320,15 @@ class Backward : Pass<Format> {
     // The gradient of a table is what its rows' uses add up to: each column by one member, over the rows in one order.
     void table(const Chunk& rows) const {
         constexpr Index kColumns = 128;
-        const Index width = gates_ * h_;
+        const Index pieces = ceil_divide(h_, kColumns);
         std::atomic<Index>& next = rows.next[8];
-        for (Index first = kColumns * next++; first < width; first = kColumns * next++) {
-            const Index count = std::min(kColumns, width - first);
+        for (Index piece = next++; piece < gates_ * pieces; piece = next++) {
+            const Index gate = piece / pieces, first = piece % pieces * kColumns;
+            const Index count = std::min(kColumns, h_ - first);
             for (Index k = 0; k < rows.end - rows.begin; ++k) {
-                const Real* from = d_sums_at(k) + first;
-                Real* to = gradients_.table + problem_.tokens[schedule_.place(rows.begin + k)] * width + first;
+                const Real* from = d_sums_at(k) + slot_of(gate) * h_ + first;
+                const Index token = problem_.tokens[schedule_.place(rows.begin + k)];
+                Real* to = gradients_.table + (token * gates_ + gate) * h_ + first;
                 for (Index i = 0; i < count; ++i) to[i] += from[i];
             }
         }
@@ -319,23 +356,23 @@ class Backward : Pass<Format> {
                 [&](Index r) { return to + r * b.columns; }, !rows.first, nullptr,
                 scratch_ + member.index * kScratchOfA<Format>);
         };
+        Real* of_inputs = gradients_.weight_ih;
         Real* of_state = gradients_.weight_hh;
-        Real* of_candidate = of_state ? of_state + 2 * h_ * p_ : nullptr;
-        add(gradients_.weight_ih, 0, gates_ * h_, kOfInputs);
         switch (problem_.cell) {
             case Cell::kGru:
-                add(of_state, 0, 2 * h_, kOfState);
-                add(of_candidate, 3 * h_, h_, kOfState);
+                add(of_inputs, 0, 2 * h_, kOfInputs);
+                add(of_inputs ? of_inputs + 2 * h_ * problem_.inputs : nullptr, 3 * h_, h_, kOfInputs);
+                add(of_state, 0, 3 * h_, kOfState);
                 break;
             case Cell::kGruBefore:
+                add(of_inputs, 0, 3 * h_, kOfInputs);
                 add(of_state, 0, 2 * h_, kOfState);
-                add(of_candidate, 2 * h_, h_, kOfMiddle);
+                add(of_state ? of_state + 2 * h_ * p_ : nullptr, 2 * h_, h_, kOfMiddle);
                 break;
-            case Cell::kLstmProjected:
+            default:
+                add(of_inputs, 0, gates_ * h_, kOfInputs);
                 add(of_state, 0, gates_ * h_, kOfState);
-                add(gradients_.weight_hr, 4 * h_, p_, kOfMiddle);
-                break;
-            default: add(of_state, 0, gates_ * h_, kOfState);
+                if (problem_.weight_hr) add(gradients_.weight_hr, 4 * h_, p_, kOfMiddle);
         }
     }
 
@@ -410,9 +447,9 @@ class Backward : Pass<Format> {
             add(gradients_.bias_ih, column);
             add(gradients_.bias_hh, column);
         } else {
-            if (column < 3 * h_) add(gradients_.bias_ih, column);
-            if (column < 2 * h_) add(gradients_.bias_hh, column);
-            if (column >= 3 * h_) add(gradients_.bias_hh, column - h_);
+            if (column < 2 * h_) add(gradients_.bias_ih, column);
+            if (column >= 3 * h_) add(gradients_.bias_ih, column - h_);
+            if (column < 3 * h_) add(gradients_.bias_hh, column);
         }
     }
 
@@ -436,15 +473,15 @@ class Backward : Pass<Format> {
     }
 
     const Gradients<Real>& gradients_;
-    Index chunk_steps_, slab_size_, stride_, middle_stride_;
+    Index chunk_steps_, slab_size_, stride_, middle_stride_, sums_stride_;
     bool one_place_;
     Panels<Format> of_state_, of_inputs_, of_middle_;
     Packed* slab_;                     // panels of x, of h(t-1) and of a step's middle for the rows of a chunk
-    std::array<Packed*, 2> operands_;  // (B, stride): da(t), in turn
+    std::array<Packed*, 2> operands_;  // (B, stride): da(t), in turn, where it is rounded
     std::array<Packed*, 2> middles_;   // (B, middle stride): the operand of the other product, in turn
     Real* d_h_;        // (B, P), sorted
     Real* d_c_;        // (B, H), sorted
-    Real* d_sums_;     // (row of a chunk, S H): da, the gradients of the summed inputs
+    Real* d_sums_;     // (row of a chunk, sums stride): da, the gradients of the summed inputs
     Real* products_;   // for each thread
     Packed* scratch_;  // for each thread
     std::unique_ptr<std::atomic<Index>[]> next_;

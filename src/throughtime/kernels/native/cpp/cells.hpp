@@ -165,7 +165,8 @@ struct BackwardRow {
     const Real* product;   // what came back through the second of two products, units from `first` on
     Real* d_h;             // (P) in: gradient of h(t); out: what reaches h(t-1) without a product
     Real* d_c;             // (H) in: gradient of c(t); out: of c(t-1)
-    Real* products;        // (S, H) out: gradients of the summed inputs
+    Real* products;        // (S, H) out: gradients of the summed inputs, gate by gate as W h saw them; GRU: r z, of
+                           //   W_n h + b_hn, and then n as x saw it
     Real* d_state;         // (P) out: gradient of h(t), or null
     Real* d_memory;        // (H) out: gradient of c(t), or null
 };
@@ -248,11 +249,13 @@ template <Cell cell, class Real>
             const V d_n = (d_h * (Real(1) - z) + handed(2)) * (Real(1) - candidate * candidate);
             const V d_z = (d_h * (h_old - candidate) + handed(1)) * z * (Real(1) - z);
             put(1, d_z);
-            put(2, d_n);
             if constexpr (cell == Cell::kGru) {
                 const V r = value(0);
                 put(0, (d_n * value(3) + handed(0)) * r * (Real(1) - r));
-                put(3, d_n * r);
+                put(2, d_n * r);
+                put(3, d_n);
+            } else {
+                put(2, d_n);
             }
         }
         store(row.d_h + u, carried, n);

@@ -12,9 +12,9 @@ namespace throughtime {
 // About so many rows of a block of steps go into one product of the gradient of the weights, which is read and written.
 inline constexpr Index kChunkRows = 256;
 
-// What each core writes and others read goes to several places in turn, of so many bytes in all: when a place's turn comes
-// again, what stood there has left the other cores' own caches, from which taking it would cost many times as much as from
-// the one that all share.
+// What each core writes and others read goes to several places in turn, of so many bytes in all: when a place's turn
+// comes again, what stood there has left the other cores' own caches, from which taking it would cost many times as much
+// as from the one that all share.
 inline constexpr Index kBytesInTurn = Index{3} << 20;
 
 template <class Format>
@@ -42,10 +42,11 @@ class Backward : Pass<Format> {
         const Index rows = chunk_steps_ * problem.batch;
         slab_size_ = Panels<Format>{rows, 1, std::max({problem.inputs, p_, h_})}.size();
         const auto places = [&](Index bytes) {
-            return threads > 1 ? std::clamp<Index>(kBytesInTurn / bytes, 1, std::max<Index>(chunks(), 1)) : 1;
+            const Index most = threads > 1 ? std::max<Index>(chunks(), 1) : 1;
+            return std::clamp<Index>(kBytesInTurn / std::max<Index>(bytes, 1), 1, most);
         };
-        slabs_ = places(3 * slab_size_ * static_cast<Index>(sizeof(Packed)));
-        slab_ = buffers_.template take<Packed>(slabs_ * 3 * slab_size_);
+        places_of_slab_ = places(3 * slab_size_ * static_cast<Index>(sizeof(Packed)));
+        slab_ = buffers_.template take<Packed>(places_of_slab_ * 3 * slab_size_);
         sums_stride_ = padded_stride<Plain<Real>>(saved_ * h_);
         stride_ = Format::kRounds ? padded_stride<Format>(round_up(gates_ * h_, Format::kUnit)) : sums_stride_;
         middle_stride_ = padded_stride<Format>(round_up(std::max(h_, p_), Format::kUnit));
@@ -56,8 +57,8 @@ class Backward : Pass<Format> {
         d_h_ = buffers_.template take<Real>(problem.batch * p_);
         d_c_ = buffers_.template take<Real>(problem.batch * h_);
         sums_size_ = (rows + kTileRows) * sums_stride_;
-        sums_ = places(sums_size_ * static_cast<Index>(sizeof(Real)));
-        d_sums_ = buffers_.template take<Real>(sums_ * sums_size_);
+        places_of_sums_ = places(sums_size_ * static_cast<Index>(sizeof(Real)));
+        d_sums_ = buffers_.template take<Real>(places_of_sums_ * sums_size_);
         products_ = buffers_.template take<Real>(threads * products_size<Format>(1));
         scratch_ = buffers_.template take<Packed>(threads * kScratchOfA<Format>);
         next_ = std::make_unique<std::atomic<Index>[]>(static_cast<std::size_t>(kFixed + kPerChunk * chunks()));
@@ -144,8 +145,8 @@ class Backward : Pass<Format> {
                              schedule_.begin(end),
                              next_.get() + kFixed + kPerChunk * chunk,
                              chunk == chunks() - 1,
-                             d_sums_ + chunk % sums_ * sums_size_,
-                             slab_ + chunk % slabs_ * 3 * slab_size_};
+                             d_sums_ + chunk % places_of_sums_ * sums_size_,
+                             slab_ + chunk % places_of_slab_ * 3 * slab_size_};
             loop<cell>(member, split, rows);
             if (one_place_) {
                 member.wait();
@@ -491,7 +492,8 @@ class Backward : Pass<Format> {
     }
 
     const Gradients<Real>& gradients_;
-    Index chunk_steps_, slab_size_, slabs_, stride_, middle_stride_, sums_stride_, sums_size_, sums_;
+    Index chunk_steps_, stride_, middle_stride_, sums_stride_;
+    Index slab_size_, sums_size_, places_of_slab_, places_of_sums_;
     bool one_place_;
     Panels<Format> of_state_, of_inputs_, of_middle_;
     Packed* slab_;                     // in turn: panels of x, of h(t-1) and of a step's middle for the rows of a chunk

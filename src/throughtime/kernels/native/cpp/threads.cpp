@@ -126,6 +126,7 @@ void run_with_openmp(const OpenMp& openmp, int threads, const std::function<void
     openmp.parallel(
         [](void* given) {
             auto& all = *static_cast<Shared*>(given);
+            // A thread keeps its number from call to call, and its core's cache what that member last used.
             all.work(Member{all.openmp.number(), all.openmp.count(), &all.barrier});
         },
         &shared, static_cast<unsigned>(threads), 0);
@@ -152,11 +153,12 @@ void Barrier::wait(int index, int members) {
     const unsigned time = ++own.passed;
     for (int round = 0, distance = 1; distance < members; ++round, distance *= 2) {
         Place& other = places_[static_cast<std::size_t>((index + distance) % members)];
-        other.lines[time % 2].told[round].store(time, std::memory_order_release);
-        // Who tells may be one time ahead already.
-        const auto told = [&] { return static_cast<int>(own.lines[time % 2].told[round].load(std::memory_order_acquire) - time) >= 0; };
+        other.told[time % 2].rounds[round].store(time, std::memory_order_release);
+        const std::atomic<unsigned>& heard = own.told[time % 2].rounds[round];
+        // Who tells may be ahead already.
+        const auto told = [&] { return static_cast<int>(heard.load(std::memory_order_acquire) - time) >= 0; };
         while (!spin_until(told)) sched_yield();
-        __builtin_prefetch(&other.lines[(time + 1) % 2].told[round], 1);
+        __builtin_prefetch(&other.told[(time + 1) % 2].rounds[round], 1);
     }
 }
 

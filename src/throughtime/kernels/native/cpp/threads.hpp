@@ -16,11 +16,14 @@ class Barrier {
 
   private:
     static constexpr int kRounds = 15;  // enough for 32,768 members
-    // Lines of the cache: one that nobody else looks at, and one that others write to.
+    // Lines of the cache to themselves: others write to what one is told, and in turns, so that the line of the next time
+    // can be fetched for writing while nobody looks at it.
+    struct alignas(64) Told {
+        std::atomic<unsigned> rounds[kRounds] = {};
+    };
     struct Place {
-        alignas(64) unsigned passed = 0;                       // how often its owner has waited here
-        struct alignas(64) Line { std::atomic<unsigned> told[kRounds] = {}; };
-        Line lines[2];  // what it was told in each round
+        alignas(64) unsigned passed = 0;  // how often its owner has waited here
+        Told told[2];
     };
     std::vector<Place> places_;
 };

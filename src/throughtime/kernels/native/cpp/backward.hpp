@@ -12,11 +12,6 @@ namespace throughtime {
 // About so many rows of a block of steps go into one product of the gradient of the weights, which is read and written.
 inline constexpr Index kChunkRows = 256;
 
-// What each core writes and others read goes to several places in turn, of so many bytes in all: when a place's turn
-// comes again, what stood there has left the other cores' own caches, from which taking it would cost many times as much
-// as from the one that all share.
-inline constexpr Index kBytesInTurn = Index{3} << 20;
-
 template <class Format>
 class Backward : Pass<Format> {
     using Base = Pass<Format>;
@@ -41,12 +36,7 @@ class Backward : Pass<Format> {
         if (problem.weight_hr) of_middle_.data = buffers_.template take<Packed>(of_middle_.size());
         const Index rows = chunk_steps_ * problem.batch;
         slab_size_ = Panels<Format>{rows, 1, std::max({problem.inputs, p_, h_})}.size();
-        const auto places = [&](Index bytes) {
-            const Index most = threads > 1 ? std::max<Index>(chunks(), 1) : 1;
-            return std::clamp<Index>(kBytesInTurn / std::max<Index>(bytes, 1), 1, most);
-        };
-        places_of_slab_ = places(3 * slab_size_ * static_cast<Index>(sizeof(Packed)));
-        slab_ = buffers_.template take<Packed>(places_of_slab_ * 3 * slab_size_);
+        slab_ = buffers_.template take<Packed>(3 * slab_size_);
         sums_stride_ = padded_stride<Plain<Real>>(saved_ * h_);
         stride_ = Format::kRounds ? padded_stride<Format>(round_up(gates_ * h_, Format::kUnit)) : sums_stride_;
         middle_stride_ = padded_stride<Format>(round_up(std::max(h_, p_), Format::kUnit));
@@ -56,9 +46,7 @@ class Backward : Pass<Format> {
         for (auto& middle : middles_) middle = this->take_operand(middle_stride_);
         d_h_ = buffers_.template take<Real>(problem.batch * p_);
         d_c_ = buffers_.template take<Real>(problem.batch * h_);
-        sums_size_ = (rows + kTileRows) * sums_stride_;
-        places_of_sums_ = places(sums_size_ * static_cast<Index>(sizeof(Real)));
-        d_sums_ = buffers_.template take<Real>(places_of_sums_ * sums_size_);
+        d_sums_ = buffers_.template take<Real>((rows + kTileRows) * sums_stride_);
         products_ = buffers_.template take<Real>(threads * products_size<Format>(1));
         scratch_ = buffers_.template take<Packed>(threads * kScratchOfA<Format>);
         next_ = std::make_unique<std::atomic<Index>[]>(static_cast<std::size_t>(kFixed + kPerChunk * chunks()));
@@ -139,15 +127,9 @@ class Backward : Pass<Format> {
         for (Index chunk = chunks() - 1; chunk >= 0; --chunk) {
             const Index first = chunk * chunk_steps_;
             const Index end = std::min(schedule_.steps(), first + chunk_steps_);
-            const Chunk rows{first,
-                             end,
-                             schedule_.begin(first),
-                             schedule_.begin(end),
-                             next_.get() + kFixed + kPerChunk * chunk,
-                             chunk == chunks() - 1,
-                             d_sums_ + chunk % places_of_sums_ * sums_size_,
-                             slab_ + chunk % places_of_slab_ * 3 * slab_size_};
-            loop<cell>(member, split, rows);
+            loop<cell>(member, split, first, end);
+            std::atomic<Index>* next = next_.get() + kFixed + kPerChunk * chunk;
+            const Chunk rows{first, schedule_.begin(first), schedule_.begin(end), next, chunk == chunks() - 1};
             if (one_place_) {
                 member.wait();
                 pack_inputs_weight();
@@ -165,18 +147,18 @@ class Backward : Pass<Format> {
 
     // Rows [begin, end), which are those of some steps.
     struct Chunk {
-        Index first_step, end_step;
-        Index begin, end;
+        Index step;  // of the first row
+        Index begin;
+        Index end;
         std::atomic<Index>* next;  // kPerChunk counters of pieces
         bool first;                // nothing has been summed yet
-        Real* d_sums;
-        Packed* slab;
     };
 
     template <Cell cell>
-    void loop(const Member& member, const Split& split, const Chunk& rows) {
+    void loop(const Member& member, const Split& split, Index first_step, Index end_step) {
         constexpr bool kTwice = has_two_products(cell);
         const GroupTiles tiles(problem_.batch, split);
+        const Index chunk_begin = schedule_.begin(first_step);
         const Panels<Format> units{h_, 1, h_};
         const auto begin = [&](const Panels<Format>& b) {
             return std::min(b.columns, split.first_panel(b.group_panels()) * kWidth<Format>);
@@ -185,7 +167,7 @@ class Backward : Pass<Format> {
             return std::min(b.columns, split.end_panel(b.group_panels()) * kWidth<Format>);
         };
         Real* scratch = products_ + member.index * products_size<Format>(1);
-        for (Index s = rows.end_step - 1; s >= rows.first_step; --s) {
+        for (Index s = end_step - 1; s >= first_step; --s) {
             const Index running = schedule_.running(s);
             const bool back = s % 2;
             Packed* middle = middles_[static_cast<std::size_t>(s % 2)];
@@ -193,7 +175,7 @@ class Backward : Pass<Format> {
                 // Of the units of h, which a projected LSTM has P of.
                 const Panels<Format>& of_h = cell == Cell::kLstmProjected ? of_state_ : units;
                 tiles.each_row(running, [&](Index j) {
-                    auto row = backward_row<cell>(s, j, begin(of_h), end(of_h), rows);
+                    auto row = backward_row<cell>(s, j, begin(of_h), end(of_h), chunk_begin);
                     step_backward<cell>(row);
                     if constexpr (kTwice) {
                         constexpr Index kMiddle = cell == Cell::kGruBefore ? 2 : 4;
@@ -210,7 +192,7 @@ class Backward : Pass<Format> {
                     if (cell == Cell::kGruBefore) product = {middle, middle_stride_, &of_state_, 0, 1, 2 * h_, h_};
                     multiply_step(product, split, tiles, running, back, scratch,
                                   [&](Index j, Index first, int count, const Real* sums, Index) {
-                                      auto row = backward_row<cell>(s, j, first, first + count, rows);
+                                      auto row = backward_row<cell>(s, j, first, first + count, chunk_begin);
                                       row.product = sums;
                                       finish_backward<cell>(row);
                                       leave<cell>(s, j, row);
@@ -220,7 +202,7 @@ class Backward : Pass<Format> {
             }
             if (split.takes_part) {
                 const Index depth = (cell == Cell::kGruBefore ? 2 : gates_) * h_;
-                const Packed* sums = operand(s, rows);
+                const Packed* sums = operand(s, schedule_.begin(s) - chunk_begin);
                 multiply_step(StepProduct<Format>{sums, stride_, &of_state_, 0, 1, 0, depth}, split, tiles, running, back,
                               scratch, [&](Index j, Index first, int count, const Real* products, Index) {
                                   arrive(s, j, first, count, products);
@@ -230,7 +212,7 @@ class Backward : Pass<Format> {
     }
 
     template <Cell cell>
-    BackwardRow<Real> backward_row(Index s, Index j, Index first, Index end, const Chunk& rows) const {
+    BackwardRow<Real> backward_row(Index s, Index j, Index first, Index end, Index chunk_begin) const {
         const Index place = schedule_.place(s, j);
         BackwardRow<Real> row;
         row.units = h_;
@@ -249,16 +231,16 @@ class Backward : Pass<Format> {
         row.product = nullptr;
         row.d_h = d_h_ + j * p_;
         row.d_c = d_c_ + j * h_;
-        row.products = rows.d_sums + (schedule_.begin(s) + j - rows.begin) * sums_stride_;
+        row.products = d_sums_ + (schedule_.begin(s) + j - chunk_begin) * sums_stride_;
         row.d_state = gradients_.states ? gradients_.states + place * p_ : nullptr;
         row.d_memory = gradients_.cells_of_steps ? gradients_.cells_of_steps + place * h_ : nullptr;
         return row;
     }
 
     // The gradients of a step's summed inputs as the product with W takes them: rounded, or where they stand.
-    const Packed* operand(Index s, const Chunk& rows) const {
+    const Packed* operand(Index s, Index first_row) const {
         if constexpr (Format::kRounds) return operands_[static_cast<std::size_t>(s % 2)];
-        else return d_sums_at(rows, schedule_.begin(s) - rows.begin);
+        else return d_sums_at(first_row);
     }
 
     // The row's gradients of summed inputs, for the product with W; nothing else goes beyond a sequence's beginning.
@@ -288,7 +270,7 @@ class Backward : Pass<Format> {
     // -- the sums over steps -----------------------------------------------------------------------------------------------
 
     // da of a chunk's k-th row, in the order of BackwardRow's `products`.
-    const Real* d_sums_at(const Chunk& rows, Index k) const { return rows.d_sums + k * sums_stride_; }
+    const Real* d_sums_at(Index k) const { return d_sums_ + k * sums_stride_; }
 
     // The slot with a gate's gradient as x saw it.
     Index slot_of(Index gate) const { return problem_.cell == Cell::kGru && gate == 2 ? 3 : gate; }
@@ -296,7 +278,7 @@ class Backward : Pass<Format> {
     // da itself, to who asks for it: as x saw it, and the rest.
     void hand_out(const Chunk& rows) const {
         for (Index k = rows.next[7]++; k < rows.end - rows.begin; k = rows.next[7]++) {
-            const Real* from = d_sums_at(rows, k);
+            const Real* from = d_sums_at(k);
             Real* to = gradients_.sums + schedule_.place(rows.begin + k) * saved_ * h_;
             for (Index gate = 0; gate < gates_; ++gate) std::copy_n(from + slot_of(gate) * h_, h_, to + gate * h_);
             if (problem_.cell == Cell::kGru) std::copy_n(from + 2 * h_, h_, to + 3 * h_);
@@ -310,7 +292,6 @@ class Backward : Pass<Format> {
     struct RowsOfSums {
         static constexpr Layout kLayout = Layout::kRowMajor;
         const Backward& all;
-        const Chunk& rows;
 
         void pack(Index begin, Index end, Index k0, Index k1, Packed* to) const {
             // As in U, but that a GRU's last gate has another before it.
@@ -319,8 +300,8 @@ class Backward : Pass<Format> {
             const Index stride = padded_stride<Format>(k1 - k0);
             const Index filled = round_up(k1 - k0, Format::kUnit);
             for (Index i = begin; i < end; ++i, to += stride) {
-                const Real* from = all.d_sums_at(rows, i);
-                if (i + 1 < end) prefetch(all.d_sums_at(rows, i + 1) + k0, k1 - k0);
+                const Real* from = all.d_sums_at(i);
+                if (i + 1 < end) prefetch(all.d_sums_at(i + 1) + k0, k1 - k0);
                 Base::pack_row(from, k0, middle, to - k0);
                 Base::pack_row(from + all.h_, middle, k1, to - k0);
                 for (Index k = k1 - k0; k < filled; ++k) to[k] = Format::pack(0);
@@ -331,7 +312,7 @@ class Backward : Pass<Format> {
     // dx = da U
     void inputs(const Member& member, const Chunk& rows) {
         multiply<Format>(
-            member, rows.next[0], rows.end - rows.begin, RowsOfSums{*this, rows}, of_inputs_,
+            member, rows.next[0], rows.end - rows.begin, RowsOfSums{*this}, of_inputs_,
             [&](Index k) { return gradients_.x + schedule_.place(rows.begin + k) * problem_.inputs; }, false, nullptr,
             scratch_ + member.index * kScratchOfA<Format>);
     }
@@ -345,7 +326,7 @@ class Backward : Pass<Format> {
             const Index gate = piece / pieces, first = piece % pieces * kColumns;
             const Index count = std::min(kColumns, h_ - first);
             for (Index k = 0; k < rows.end - rows.begin; ++k) {
-                const Real* from = d_sums_at(rows, k) + slot_of(gate) * h_ + first;
+                const Real* from = d_sums_at(k) + slot_of(gate) * h_ + first;
                 const Index token = problem_.tokens[schedule_.place(rows.begin + k)];
                 Real* to = gradients_.table + (token * gates_ + gate) * h_ + first;
                 for (Index i = 0; i < count; ++i) to[i] += from[i];
@@ -358,7 +339,7 @@ class Backward : Pass<Format> {
 
     Panels<Format> slab_of(const Chunk& rows, Operand operand) const {
         const std::array<Index, 3> columns{problem_.inputs, p_, h_};
-        return {rows.end - rows.begin, 1, columns[operand], rows.slab + operand * slab_size_};
+        return {rows.end - rows.begin, 1, columns[operand], slab_ + operand * slab_size_};
     }
 
     // dU = Σ da xᵀ, dW = Σ da h(t-1)ᵀ and their kin.
@@ -369,7 +350,7 @@ class Backward : Pass<Format> {
             std::atomic<Index>& next = rows.next[counter++];
             if (!to) return;
             const Panels<Format> b = slab_of(rows, operand);
-            const auto row = [&](Index k) { return d_sums_at(rows, k) + first; };
+            const auto row = [&](Index k) { return d_sums_at(k) + first; };
             multiply<Format>(
                 member, next, count, ColumnsOfA<Format, decltype(row)>{row}, b,
                 [&](Index r) { return to + r * b.columns; }, !rows.first, nullptr,
@@ -424,7 +405,7 @@ class Backward : Pass<Format> {
         const Index first = b.first_column(p);
         const int columns = b.panel_columns(p);
         std::array<Real, static_cast<std::size_t>(kWidth<Format> * Format::kUnit)> masked;
-        Index s = rows.first_step;
+        Index s = rows.step;
         pack_rows(b, p, [&](Index k) -> const Real* {
             while (schedule_.begin(s + 1) <= rows.begin + k) ++s;
             const Index place = schedule_.place(rows.begin + k);
@@ -446,7 +427,7 @@ class Backward : Pass<Format> {
                 const int count = static_cast<int>(std::min<Index>(kColumns, width - first));
                 Vector<Real> total[2] = {};
                 for (Index k = 0; k < rows.end - rows.begin; ++k) {
-                    const Real* from = d_sums_at(rows, k) + first;
+                    const Real* from = d_sums_at(k) + first;
                     total[0] += load(from, count);
                     if (count > kLanes<Real>) total[1] += load(from + kLanes<Real>, count - kLanes<Real>);
                 }
@@ -474,14 +455,14 @@ class Backward : Pass<Format> {
 
     void peephole_sums(const Chunk& rows, Index u) const {
         Real of_i = 0, of_f = 0, of_o = 0;
-        Index s = rows.first_step;
+        Index s = rows.step;
         for (Index row = rows.begin; row < rows.end; ++row) {
             while (schedule_.begin(s + 1) <= row) ++s;
             const Index place = schedule_.place(row);
             const Real* c_before = before(problem_.cells, problem_.c_first, s, place, h_);
             const Real c_old = c_before ? c_before[u] : Real(0);
             const Real* gates = problem_.saved + place * saved_ * h_;
-            const Real* d_sums = d_sums_at(rows, row - rows.begin);
+            const Real* d_sums = d_sums_at(row - rows.begin);
             of_i += d_sums[u] * c_old;
             of_f += d_sums[h_ + u] * c_old;
             of_o += d_sums[3 * h_ + u] * (gates[h_ + u] * c_old + gates[u] * gates[2 * h_ + u]);
@@ -492,16 +473,15 @@ class Backward : Pass<Format> {
     }
 
     const Gradients<Real>& gradients_;
-    Index chunk_steps_, stride_, middle_stride_, sums_stride_;
-    Index slab_size_, sums_size_, places_of_slab_, places_of_sums_;
+    Index chunk_steps_, slab_size_, stride_, middle_stride_, sums_stride_;
     bool one_place_;
     Panels<Format> of_state_, of_inputs_, of_middle_;
-    Packed* slab_;                     // in turn: panels of x, of h(t-1) and of a step's middle for the rows of a chunk
+    Packed* slab_;                     // panels of x, of h(t-1) and of a step's middle for the rows of a chunk
     std::array<Packed*, 2> operands_;  // (B, stride): da(t), in turn, where it is rounded
     std::array<Packed*, 2> middles_;   // (B, middle stride): the operand of the other product, in turn
     Real* d_h_;        // (B, P), sorted
     Real* d_c_;        // (B, H), sorted
-    Real* d_sums_;     // in turn: (row of a chunk, sums stride): da, the gradients of the summed inputs
+    Real* d_sums_;     // (row of a chunk, sums stride): da, the gradients of the summed inputs
     Real* products_;   // for each thread
     Packed* scratch_;  // for each thread
     std::unique_ptr<std::atomic<Index>[]> next_;

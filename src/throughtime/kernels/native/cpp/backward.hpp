@@ -282,7 +282,6 @@ class Backward : Pass<Format> {
             Real* to = gradients_.sums + schedule_.place(rows.begin + k) * saved_ * h_;
             for (Index gate = 0; gate < gates_; ++gate) std::copy_n(from + slot_of(gate) * h_, h_, to + gate * h_);
             if (problem_.cell == Cell::kGru) std::copy_n(from + 2 * h_, h_, to + 3 * h_);
-            if (problem_.cell == Cell::kGruBefore) std::copy_n(from + 3 * h_, h_, to + 3 * h_);
             // Of a projected LSTM's last slot only P values mean something.
             if (problem_.cell == Cell::kLstmProjected) std::copy_n(from + 4 * h_, p_, to + 4 * h_);
         }

@@ -449,10 +449,8 @@ class CustomBackward : CustomPass<Format> {
     void run(const Member& member) {
         std::atomic<Index>* next = next_.get();
         for (std::size_t q = 0; q < weights_.size(); ++q, ++next) {
-            const Real* weight = this->problem_.weights[q];
-            const Index depth = weights_[q].columns;
             for (Index p = (*next)++; p < weights_[q].panels(); p = (*next)++)
-                pack_rows(weights_[q], p, [&](Index k) { return weight + k * depth; });
+                pack_matrix(weights_[q], p, this->problem_.weights[q]);
         }
         member.wait();
         loop(member);

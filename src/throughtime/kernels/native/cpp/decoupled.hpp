@@ -232,7 +232,7 @@ class Decoupled {
                     table_[(p * entries_ + entry) * kColumns + j] =
                         fed ? start + problem_.weight[u * columns_ + problem_.inputs + entry - 1] : start;
                 }
-            if (back_.data) pack_rows(back_, p, [&](Index k) { return problem_.readout + k * units; });
+            if (back_.data) pack_matrix(back_, p, problem_.readout);
         });
         each_share(member, out_.panels(), [&](Index p) {
             fill(out_, p, units, [&](Index u, Index k) { return problem_.readout[k * units + u]; });

@@ -56,7 +56,7 @@ class Linear {
         const auto d_y = [&](Index i) { return problem_.d_y + i * problem_.outputs; };
         if (problem_.d_x) {
             for (Index p = next_[0]++; p < weight_.panels(); p = next_[0]++)
-                pack_rows(weight_, p, [&](Index k) { return problem_.weight + k * problem_.inputs; });
+                pack_matrix(weight_, p, problem_.weight);
             member.wait();
             multiply<Format>(member, next_[1], problem_.rows, RowsOfA<Format, decltype(d_y)>{d_y}, weight_,
                              [&](Index i) { return problem_.d_x + i * problem_.inputs; }, false, nullptr, scratch);

@@ -17,7 +17,7 @@ class Barrier {
   private:
     static constexpr int kRounds = 15;  // enough for 32,768 members
     // Lines of the cache to themselves: others write to what one is told, and in turns, so that the line of the next time
-    // can be fetched for writing while nobody looks at it.
+    // can be fetched while nobody looks at it.
     struct alignas(64) Told {
         std::atomic<unsigned> rounds[kRounds] = {};
     };
